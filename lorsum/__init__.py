@@ -1,0 +1,35 @@
+"""Sums of low-rank matrices, and their best low-rank approximation without forming them.
+
+>>> import lorsum as ls
+>>> import numpy as np
+>>> rng = np.random.default_rng(0)
+>>> W = ls.LowRank(rng.normal(size=(60, 4)), rng.normal(size=(40, 4)))  # the matrix U @ V.T, never formed
+>>> G = ls.LowRank(rng.normal(size=(60, 9)), rng.normal(size=(40, 9)))
+>>> target = W - 0.01 * G
+>>> X = ls.lorsum(target, iters=2)
+>>> ls.gap(X, target).excess < 1e-4  # how far from the truncated SVD
+True
+"""
+
+from lorsum import optim, theory
+from lorsum.alternating import Iterate, lorsum
+from lorsum.diagnostics import Gap, History, gap, principal_angles
+from lorsum.lowrank import LowRank, LowRankSum
+from lorsum.svd import TruncatedSVD, truncated_svd
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Gap",
+    "History",
+    "Iterate",
+    "LowRank",
+    "LowRankSum",
+    "TruncatedSVD",
+    "gap",
+    "lorsum",
+    "optim",
+    "principal_angles",
+    "theory",
+    "truncated_svd",
+]

@@ -1,0 +1,312 @@
+"""Floor 2: LoRSum, the alternating least-squares updates that track the truncated SVD of a sum of low-rank matrices."""
+
+from typing import NamedTuple
+
+from numpy.linalg import LinAlgError
+
+from lorsum._arrays import as_count, as_rank, computing_dtype, conj, eps, is_finite, is_scalar, is_traced, namespace_of
+from lorsum.lowrank import LowRank, LowRankSum, as_sum, check_addable, require_finite
+
+__all__ = ["Iterate", "least_squares_factor", "lorsum"]
+
+
+class Iterate(NamedTuple):
+    """What a callback of :func:`lorsum` receives: the start (iteration 0), then each iterate."""
+
+    iteration: int
+    approx: LowRank
+    target: LowRankSum
+    passes: int  # products with the target so far, each of which reads all of its factors
+
+
+def lorsum(
+    target,
+    *,
+    init=None,
+    iters=1,
+    reg=0.0,
+    start="U",
+    simultaneous=False,
+    method="auto",
+    solver="auto",
+    callback=None,
+):
+    """Low-rank approximation of a sum of low-rank matrices by alternating least squares, the sum never being formed.
+
+    Each of the ``iters`` iterations solves for one factor with the other one fixed, then the other way round::
+
+        U ← argmin ‖U Vᵀ − W‖² + λ‖U − U₀‖²  =  (W V + λ U₀) (VᵀV + λ I)⁻¹
+        V ← argmin ‖U Vᵀ − W‖² + λ‖V − V₀‖²  =  (Wᵀ U + λ V₀) (UᵀU + λ I)⁻¹
+
+    Parameters
+    ----------
+    target : LowRankSum or LowRank
+        The matrix W = Σ cᵢ Aᵢ, shape (..., m, n). Terms may also be dense arrays or SciPy ``LinearOperator``\\ s.
+    init : LowRank, optional
+        U₀ and V₀: where the iteration starts, what the proximal term holds on to, and the rank r of the result.
+        Default: the first term of ``target``, without its coefficient.
+    iters : int
+        The number K of iterations; with 0 the start is returned.
+    reg : float
+        The weight λ ≥ 0 of the proximal term. Any λ > 0 leaves a bias: the iteration then does not reach the
+        truncated SVD, and it depends on how ``init`` is split into factors.
+    start : {"U", "V"}
+        The factor that is updated first. The paper's equations start with U, its Listing 1 with V ("in"). Starting with
+        the factor that is zero in a fresh LoRA adapter loses nothing; the other order does not move in its first half.
+    simultaneous : bool
+        Update both factors from the last iterate, as Algorithm 2 is printed; ``start`` then has no effect. With one
+        iteration and λ → 0 this is the preconditioned gradient step of ScaledGD and Riemannian LoRA.
+    method : {"auto", "direct"}
+        ``"direct"`` multiplies by all factors of ``target`` at each half-step.
+    solver : {"auto", "qr", "gram"}
+        ``"qr"`` orthogonalises, and loses no digits to the conditioning of the factors; ``"gram"`` solves with the Gram
+        matrix, which squares it, as the paper does. ``"auto"`` is ``"qr"``.
+    callback : callable, optional
+        Called with an :class:`Iterate` for the start and after each iteration; :class:`lorsum.History` is one.
+
+    Returns
+    -------
+    LowRank
+        The approximation of ``init``'s rank, in ``target``'s dtype. Its factors are those of the formulas above. Where
+        λ = 0 leaves them free, and they are so badly conditioned that storing them would lose digits, the same matrix is
+        returned with one factor orthonormal.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range, the shapes of ``init`` and ``target`` differ, r exceeds min(m, n), or the input
+        holds a NaN or an infinity (not checked under ``jax.jit``).
+    TypeError
+        If an argument is of the wrong kind, or the arrays belong to different libraries.
+    LinAlgError
+        If ``solver="gram"`` meets a singular Gram matrix.
+
+    See Also
+    --------
+    truncated_svd : The limit of λ = 0 and many iterations, computed exactly.
+    gap : How far a result is from it.
+
+    Notes
+    -----
+    With λ = 0 the iteration is orthogonal (subspace) iteration on WWᵀ and WᵀW, and it contracts the angle to the dominant
+    singular subspace by (σ_{r+1}/σ_r)² an iteration [1]_. Where a factor has dependent or zero columns, λ = 0 is taken as
+    the limit λ → 0: the minimiser nearest to U₀ (or V₀). So a zero factor of LoRA is no special case.
+
+    The proximal term is that of Listing 1 and equation 7 of [2]_; line 5 of Algorithm 2 misses a λI.
+
+    References
+    ----------
+    .. [1] Y. Saad, Numerical Methods for Large Eigenvalue Problems, SIAM, 2011, chapter 5.
+    .. [2] A. J. Almansoori et al., Faster Than SVD, Smarter Than SGD: The OPLoRA Alternating Update, arXiv 2509.19977.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lorsum import LowRank, gap, lorsum
+    >>> rng = np.random.default_rng(0)
+    >>> W = LowRank(rng.normal(size=(60, 4)), rng.normal(size=(40, 4)))
+    >>> G = LowRank(rng.normal(size=(60, 9)), rng.normal(size=(40, 9)))
+    >>> target = W - 0.01 * G
+    >>> one, two = lorsum(target), lorsum(target, iters=2)
+    >>> bool(gap(two, target).excess < gap(one, target).excess < 1e-4)
+    True
+    """
+    target, init, reg = _checked(target, init, reg)
+    iters = as_count(iters, "iters", least=0)
+    _one_of("start", start, ("U", "V"))
+    _one_of("method", method, ("auto", "direct"))
+    _one_of("solver", solver, ("auto", "qr", "gram"))
+
+    dtype = target.dtype
+    computing = computing_dtype(namespace_of(*init), dtype)
+    W, X0 = target.astype(computing), init.astype(computing)
+    half_step = _gram_half_step if solver == "gram" else _qr_half_step
+    sweep = _simultaneous if simultaneous else _alternating
+    try:
+        X = sweep(W, X0, iters, reg, start, half_step, _observer(callback, target))
+    except Exception as error:
+        require_finite(target=target, init=as_sum(init))
+        if not type(error).__name__.endswith("LinAlgError"):  # torch has one of its own
+            raise
+        raise LinAlgError(
+            f"the Gram matrix of a factor is singular ({error}): its columns are dependent or zero. "
+            "Try `solver='qr'`, or `reg` > 0."
+        ) from error
+    if not is_finite(*X):
+        require_finite(target=target, init=as_sum(init))
+        raise OverflowError("`target` overflows its dtype in the products of its factors; scale it down.")
+    return X.astype(dtype)
+
+
+def least_squares_factor(W, V, U0=None, reg=0.0):
+    """The U that minimises ‖U Vᵀ − W‖² + λ‖U − U₀‖², half a step of :func:`lorsum`.
+
+    Parameters
+    ----------
+    W : LowRank, LowRankSum or array
+        Shape (..., m, n).
+    V : array, shape (..., n, r)
+        The other factor.
+    U0 : array, shape (..., m, r), optional
+        What the proximal term holds on to; default: zero. With λ = 0 it decides what V's null space leaves open.
+    reg : float
+        λ ≥ 0.
+
+    Returns
+    -------
+    array, shape (..., m, r)
+        For U₀ = 0 this is W V (VᵀV + λI)⁻¹, the preconditioned gradient of ScaledGD where W is a gradient [1]_.
+
+    References
+    ----------
+    .. [1] T. Tong, C. Ma, Y. Chi, Accelerating ill-conditioned low-rank matrix estimation via scaled gradient descent,
+       JMLR 22(150), 2021.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> G, V = LowRank(np.ones((4, 1)), np.ones((3, 1))), np.array([[2.0], [0.0], [0.0]])
+    >>> least_squares_factor(G, V).ravel()
+    array([0.5, 0.5, 0.5, 0.5])
+    """
+    W = as_sum(W, "W")
+    if U0 is None:
+        U0 = namespace_of(V).zeros((*W.shape[:-1], V.shape[-1]), dtype=V.dtype, device=V.device)
+    return _half_step_in_the_papers_gauge(_qr_half_step, W, V, U0, _checked_reg(reg))
+
+
+def _alternating(W, X0, iters, reg, start, half_step, observe):
+    """Equations 4 and 5: each factor from the newest other one."""
+    U, V = X0
+    S = T = None
+    observe(0, X0)
+    for k in range(iters):
+        for side in "UV" if start == "U" else "VU":
+            if side == "U":
+                U, S, V, T = half_step(W, V, T, S, X0.U, reg)
+            else:
+                V, T, U, S = half_step(W.T, U, S, T, X0.V, reg)
+        observe(k + 1, _in_the_papers_gauge(U, S, V, T))
+    return _in_the_papers_gauge(U, S, V, T)
+
+
+def _simultaneous(W, X0, iters, reg, start, half_step, observe):
+    """Algorithm 2 as printed: both factors from the last iterate."""
+    X = X0
+    observe(0, X0)
+    for k in range(iters):
+        U = _half_step_in_the_papers_gauge(half_step, W, X.V, X0.U, reg)
+        V = _half_step_in_the_papers_gauge(half_step, W.T, X.U, X0.V, reg)
+        X = LowRank._of(U, V)
+        observe(k + 1, X)
+    return X
+
+
+def _qr_half_step(W, V, T, S, U0, reg):
+    """U from V by orthogonalisation: returns U, S, V, T, where U S and V T are the factors of the formula.
+
+    Where λ = 0 the pair (U S, V T), T = S⁻ᵀ, is the same matrix as (U, V), and the iteration goes on with a V that is
+    orthonormal and U = W V. It never multiplies by S and T, which may be badly conditioned: that is where digits go.
+    """
+    if reg is None:
+        B, _, C, C_inverse_T, lost = _orthogonalised(V, None)
+        xp = namespace_of(B)
+        B = xp.where(lost, xp.zeros_like(B), B)
+        T, S = _after(C, T), _after(C_inverse_T, S)
+        return xp.where(lost, U0 @ T.mT, W @ conj(B)), S, B, T
+    B, B_reg, C, C_inverse_T, lost = _orthogonalised(V, reg)
+    xp = namespace_of(B)
+    U = xp.where(lost, U0 @ C.mT, W @ conj(B) + reg**0.5 * (U0 @ conj(B_reg)))
+    return U @ C_inverse_T, None, V, None
+
+
+def _gram_half_step(W, V, T, S, U0, reg):
+    """The same with the Gram matrix, as the paper and its Listing 1 solve it."""
+    xp = namespace_of(V)
+    gram, right = V.mT @ conj(V), W @ conj(V)
+    if reg is not None:
+        gram, right = gram + reg * xp.eye(V.shape[-1], dtype=V.dtype, device=V.device), right + reg * U0
+    return xp.linalg.solve(gram.mT, right.mT).mT, None, V, None
+
+
+def _orthogonalised(V, reg):
+    """[V; √λI] = [B; B_reg] C with orthonormal columns on the left: B, B_reg, C, C⁻ᵀ, and which columns are lost.
+
+    QR, then the SVD of the small triangle with its columns scaled to 1, so that graded columns keep their digits. Columns
+    of B whose singular value is rounding error carry no information about V: they are marked lost, their value set to 1.
+    """
+    xp = namespace_of(V)
+    n, r = V.shape[-2:]
+    if reg is not None:
+        ridge = xp.broadcast_to(reg**0.5 * xp.eye(r, dtype=V.dtype, device=V.device), (*V.shape[:-2], r, r))
+        V = xp.concat([V, ridge], axis=-2)
+    Q, R = xp.linalg.qr(V, mode="reduced")
+    size = xp.max(xp.abs(R), axis=-2, keepdims=True)
+    size = xp.where(size > 0, size, xp.ones_like(size))
+    P, s, Zh = xp.linalg.svd(R / size, full_matrices=False)
+    lost = s <= r**0.5 * eps(xp, s.dtype) * s[..., :1]
+    s = xp.where(lost, xp.ones_like(s), s)[..., None]
+    B = Q @ P
+    return B[..., :n, :], B[..., n:, :], s * Zh * size, conj(Zh) / (s * size), lost[..., None, :]
+
+
+def _in_the_papers_gauge(U, S, V, T):
+    """(U S, V T) where rounding these costs at most two digits; else (U, V), the same matrix without the loss.
+
+    The rounding error of the product is at most ε |U| (|S| |T|ᵀ) |V|ᵀ: a Skeel condition number, blind to column scaling.
+    """
+    if S is None:
+        return LowRank._of(U, V)
+    xp = namespace_of(T)
+    skeel = xp.max(xp.sum(xp.abs(S) @ xp.abs(T).mT, axis=-1, keepdims=True), axis=-2, keepdims=True)
+    harmless = skeel <= 100
+    return LowRank._of(xp.where(harmless, U @ S, U), xp.where(harmless, V @ T, V))
+
+
+def _after(C, T):
+    return C if T is None else C @ T
+
+
+def _half_step_in_the_papers_gauge(half_step, W, V, U0, reg):
+    U, S, *_ = half_step(W, V, None, None, U0, reg)
+    return U if S is None else U @ S
+
+
+def _observer(callback, target):
+    """What the sweeps call with each iterate: the user's callback, or nothing."""
+    if callback is None:
+        return lambda k, X: None
+    dtype = target.dtype
+    return lambda k, X: callback(Iterate(k, X.astype(dtype), target, 2 * k))
+
+
+def _checked(target, init, reg):
+    """The arguments that are matrices, and λ (None for 0, so that the formulas without it are taken)."""
+    sum_ = as_sum(target, "target")
+    if init is None:
+        init = sum_.terms[0]
+        if not isinstance(init, LowRank):
+            raise ValueError("`init` is None and the first term of `target` is no LowRank: pass `init` to start from.")
+    if not isinstance(init, LowRank):
+        raise TypeError(f"`init` is a {type(init).__name__}; a LowRank is needed.")
+    if init.shape != sum_.shape:
+        raise ValueError(f"`init` has shape {init.shape} and `target` {sum_.shape}: they must be equal.")
+    check_addable(sum_, as_sum(init))
+    as_rank(init.rank, init.shape, "init.rank")
+    return sum_, init, _checked_reg(reg)
+
+
+def _checked_reg(reg):
+    if not is_scalar(reg):
+        raise TypeError(f"`reg` is a {type(reg).__name__}; a number is needed.")
+    if is_traced(reg):
+        return reg
+    reg = float(reg)
+    if not 0 <= reg < float("inf"):
+        raise ValueError(f"`reg` is {reg}; it must be finite and at least 0.")
+    return reg or None
+
+
+def _one_of(name, value, choices):
+    if value not in choices:
+        raise ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(map(repr, choices))}.")

@@ -1,0 +1,296 @@
+"""Floor 2: how far an approximation is from the truncated SVD, measured without forming either."""
+
+from typing import Any, NamedTuple
+
+from array_api_compat import is_jax_array
+
+from lorsum._arrays import as_rank, conj, eps, frobenius, is_finite, namespace_of
+from lorsum._display import html_table, text_table
+from lorsum.lowrank import as_sum, check_addable, require_finite
+from lorsum.svd import truncated_svd
+
+__all__ = ["Gap", "History", "gap", "principal_angles"]
+
+
+class Gap(NamedTuple):
+    """How far an approximation X of W is from the best one of rank r, W_r; Frobenius norms.
+
+    Attributes
+    ----------
+    error : float or array
+        ‖W − X‖.
+    optimal : float or array
+        ‖W − W_r‖, the smallest error that rank r allows.
+    excess : float or array
+        error / optimal − 1; where ``optimal`` is zero to rounding, 0 or infinity, as the error is zero or not.
+    distance : float or array
+        ‖X − W_r‖ / ‖W_r‖; where W_r is zero, 0 or infinity, as X is zero or not.
+    """
+
+    error: Any
+    optimal: Any
+    excess: Any
+    distance: Any
+
+
+def gap(approx, target, rank=None):
+    """Distance of a low-rank approximation from the best one, without forming either matrix.
+
+    Parameters
+    ----------
+    approx : LowRank
+        The approximation X, shape (..., m, n).
+    target : LowRankSum, LowRank or array
+        The matrix W, same shape.
+    rank : int, optional
+        Rank r of the competitor W_r, the truncated SVD of W. Default: ``approx.rank``.
+
+    Returns
+    -------
+    Gap
+        ``error``, ``optimal``, ``excess`` and ``distance``: floats, or arrays over the batch dimensions.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, ``rank`` is out of range, or the input has a NaN or an infinity.
+    TypeError
+        If an argument is no matrix, or the two belong to different array libraries.
+
+    Notes
+    -----
+    QR of the stacked factors of W and X leaves an R × R core with all that is asked for, R the sum of the ranks, so the
+    cost is O((m + n) R²). The difference is taken on the core before any norm: ‖W‖² − 2⟨W, X⟩ + ‖X‖² would cancel. The
+    measurement is made in float64 where the array library has it, whatever the dtype of the factors. A dense or operator
+    term is formed, of course. Optimality of W_r is the Eckart–Young–Mirsky theorem; where σ_r = σ_{r+1} it is not unique,
+    and ``distance`` is to one of the best.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lorsum import LowRank, gap, truncated_svd
+    >>> W = 3 * LowRank(np.eye(4, 1), np.eye(3, 1)) + LowRank(np.eye(4, 2), np.ones((3, 2)))
+    >>> gap(truncated_svd(W, 1).to_lowrank(), W).excess < 1e-12
+    True
+    """
+    target, approx = as_sum(target, "target"), as_sum(approx, "approx")
+    if approx.shape != target.shape:
+        raise ValueError(f"`approx` has shape {approx.shape} and `target` {target.shape}: they must be equal.")
+    check_addable(target, approx)
+    rank = as_rank(approx.rank if rank is None else rank, target.shape)
+    require_finite(target=target, approx=approx)
+
+    W, X = _cores(_in_double(target), _in_double(approx))
+    xp = namespace_of(W)
+    P, s, Zh = xp.linalg.svd(W, full_matrices=False)
+    W_r = (P[..., :rank] * s[..., None, :rank]) @ Zh[..., :rank, :]
+    error, optimal = frobenius(W - X), frobenius(s[..., None, rank:])
+    best = frobenius(s[..., None, :rank])
+    rounding = 2 * max(W.shape[-2:]) * eps(xp, W.dtype) * frobenius(W)
+    excess = _ratio(error - optimal, optimal, zero=error <= rounding, below=optimal <= rounding)
+    apart = frobenius(X - W_r)
+    distance = _ratio(apart, best, zero=apart == 0, below=best == 0)
+    return Gap(*map(_plain, (error, optimal, excess, distance)))
+
+
+def principal_angles(A, B):
+    """Principal angles between the column spaces of A and B, accurate also where they are tiny.
+
+    Parameters
+    ----------
+    A, B : array, shape (..., n, p) and (..., n, q)
+        With independent columns.
+
+    Returns
+    -------
+    array, shape (..., min(p, q))
+        Angles in radians, descending, between 0 and π/2.
+
+    Raises
+    ------
+    ValueError
+        If the columns have different lengths, or hold a NaN or an infinity.
+
+    Notes
+    -----
+    Small angles come from their sines, the singular values of (I − AAᴴ)B, and large ones from their cosines [1]_: the
+    arccosine alone bottoms out at 1e-8 in double precision.
+
+    References
+    ----------
+    .. [1] A. V. Knyazev, M. E. Argentati, Principal angles between subspaces in an A-based scalar product, SIAM J. Sci.
+       Comput. 23(6), 2002.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> principal_angles(np.array([[1.0], [0.0]]), np.array([[1.0], [1e-12]]))
+    array([1.e-12])
+    """
+    if A.shape[-2] != B.shape[-2]:
+        raise ValueError(f"`A` has columns of length {A.shape[-2]} and `B` {B.shape[-2]}: they must be equal.")
+    for name, array in (("A", A), ("B", B)):
+        if not is_finite(array):
+            raise ValueError(f"`{name}` has a NaN or an infinity.")
+    if A.shape[-1] < B.shape[-1]:
+        A, B = B, A
+    xp = namespace_of(A, B)
+    A, B = xp.linalg.qr(A, mode="reduced")[0], xp.linalg.qr(B, mode="reduced")[0]
+    inner = conj(A).mT @ B
+    cosines = xp.linalg.svdvals(inner)
+    sines = xp.flip(xp.linalg.svdvals(B - A @ inner), axis=-1)
+    angles = xp.where(
+        cosines**2 < 0.5, xp.acos(xp.clip(cosines, max=1.0)), xp.asin(xp.clip(sines, max=1.0))
+    )
+    return xp.flip(angles, axis=-1)
+
+
+class History:
+    """A callback for :func:`lorsum.lorsum` that records what a convergence plot needs.
+
+    It prints as a table, draws itself with :meth:`plot` and exports with :meth:`to_dict`. Each quantity is a list with
+    one entry an iteration, the start first.
+
+    Parameters
+    ----------
+    rank : int, optional
+        Rank of the truncated SVD to compare with; default: the iterates' own.
+
+    Attributes
+    ----------
+    iteration : list of int
+        0 for the start, then 1, 2, …
+    error, excess, distance : list of float
+        As in :class:`Gap`.
+    angle : list of float
+        Largest principal angle, in radians, between the iterate's and the optimal subspace, the worse of left and right.
+    condition : list of float
+        2-norm condition number of the factors, the worse of the two.
+    passes : list of int
+        Products with the target so far, each of which reads all of its factors once.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lorsum import History, LowRank, lorsum
+    >>> rng = np.random.default_rng(0)
+    >>> W, G = (LowRank(rng.normal(size=(30, 3)), rng.normal(size=(20, 3))) for _ in range(2))
+    >>> history = History()
+    >>> X = lorsum(W - 0.1 * G, iters=3, callback=history)
+    >>> history.iteration, history.passes
+    ([0, 1, 2, 3], [0, 2, 4, 6])
+    >>> history.excess[3] < history.excess[1]
+    True
+    """
+
+    columns = ("iteration", "error", "excess", "distance", "angle", "condition", "passes")
+
+    def __init__(self, rank=None):
+        self.rank = rank
+        self._target = self._best = None
+        for column in self.columns:
+            setattr(self, column, [])
+
+    def __call__(self, iterate):
+        """Record one :class:`lorsum.Iterate`."""
+        X, target = iterate.approx, iterate.target
+        if X.U.ndim > 2:
+            raise ValueError("`callback` is a History, which follows one matrix; the target is a batch.")
+        rank = self.rank or X.rank
+        if self._target is not target:
+            self._target, self._best = target, truncated_svd(_in_double(target), rank)
+        U, V = _in_double(as_sum(X)).terms[0]
+        measured = gap(X, target, rank)
+        angles = [_largest_angle(self._best.U, U), _largest_angle(self._best.Vh.mT, V)]
+        values = {
+            "iteration": iterate.iteration,
+            **measured._asdict(),
+            "angle": max(angles),
+            "condition": max(_condition(U), _condition(V)),
+            "passes": iterate.passes,
+        }
+        for column in self.columns:
+            getattr(self, column).append(values[column])
+
+    def __len__(self):
+        return len(self.iteration)
+
+    def to_dict(self):
+        """All that was recorded, as a dict of lists that :mod:`json` can write."""
+        return {column: list(getattr(self, column)) for column in self.columns}
+
+    def plot(self, axes=None, **style):
+        """Draw error, excess and angle against the iteration, on a logarithmic scale.
+
+        Parameters
+        ----------
+        axes : matplotlib Axes, optional
+            Where to draw; default: a new figure.
+        **style
+            Passed on to ``Axes.semilogy``.
+
+        Returns
+        -------
+        matplotlib Axes
+        """
+        if axes is None:
+            import matplotlib.pyplot as plt
+
+            axes = plt.figure(figsize=(6, 4), layout="constrained").gca()
+        for column, label in (("error", "error"), ("excess", "excess over the SVD"), ("angle", "largest angle")):
+            axes.semilogy(self.iteration, getattr(self, column), marker="o", **{"label": label, **style})
+        axes.set_xlabel("iteration")
+        axes.grid(alpha=0.3)
+        axes.legend()
+        return axes
+
+    def _rows(self):
+        return list(zip(*(getattr(self, column) for column in self.columns), strict=True))
+
+    def __repr__(self):
+        return text_table(self.columns, self._rows())
+
+    def _repr_html_(self):
+        return html_table("LoRSum, iteration by iteration", self.columns, self._rows())
+
+
+def _in_double(sum_):
+    """The sum in double precision, to measure in; in single where JAX has double switched off."""
+    xp = sum_.namespace
+    if any(is_jax_array(x) for x in sum_.named_arrays().values()) and xp.asarray(1.0).dtype == xp.float32:
+        double = xp.float32
+    else:
+        double = xp.float64
+    return sum_.astype(xp.result_type(sum_.dtype, double))
+
+
+def _cores(W, X):
+    """Two cores with the norms, differences and singular values of W and X: both in the basis of all their factors."""
+    if not (W.is_factored and X.is_factored):
+        return W.to_dense(), X.to_dense()
+    U, V = (W + X).stacked()
+    xp = namespace_of(U)
+    Ru, Rv = xp.linalg.qr(U, mode="reduced")[1], xp.linalg.qr(V, mode="reduced")[1]
+    k = sum(term.rank for term in W.terms)
+    return Ru[..., :k] @ Rv[..., :k].mT, Ru[..., k:] @ Rv[..., k:].mT
+
+
+def _ratio(above, below_, *, zero, below):
+    """above / below_, with 0 and infinity where the denominator is zero."""
+    xp = namespace_of(below_)
+    safe = xp.where(below, xp.ones_like(below_), below_)
+    limit = xp.where(zero, xp.zeros_like(below_), xp.full_like(below_, float("inf")))
+    return xp.where(below, limit, above / safe)
+
+
+def _plain(x):
+    return float(x) if x.ndim == 0 else x
+
+
+def _largest_angle(A, B):
+    return float(principal_angles(A, B)[0])
+
+
+def _condition(A):
+    s = namespace_of(A).linalg.svdvals(A)
+    return float(s[0] / s[-1]) if s[-1] > 0 else float("inf")

@@ -1,0 +1,498 @@
+"""Floor 1, the nouns: a low-rank matrix, and a sum of them that is never formed."""
+
+from array_api_compat import is_array_api_obj, is_numpy_array
+
+from lorsum._arrays import (
+    as_array,
+    common_namespace,
+    computing_dtype,
+    frobenius,
+    is_finite,
+    is_operator,
+    is_scalar,
+    namespace_of,
+)
+from lorsum._display import dtype_name, html_table, shape_text, sign_and_size, storage_rows, term_text
+
+__all__ = ["LowRank", "LowRankSum", "as_sum", "check_addable", "require_finite"]
+
+
+class _Linear:
+    """What a low-rank matrix and a sum have in common: arithmetic that computes nothing."""
+
+    __slots__ = ()
+    __array_ufunc__ = None  # NumPy hands `2.0 * W` and `D + W` over to the methods below
+    __array_priority__ = 1000
+
+    def __add__(self, other):
+        return self._plus(other, 1)
+
+    def __radd__(self, other):
+        if is_scalar(other):
+            # sum() starts from the number 0
+            return as_sum(self) if not is_array_api_obj(other) and other == 0 else NotImplemented
+        sum_ = as_sum(other)
+        return NotImplemented if sum_ is None else sum_._plus(self, 1)
+
+    def __sub__(self, other):
+        return self._plus(other, -1)
+
+    def __rsub__(self, other):
+        sum_ = as_sum(other)
+        return NotImplemented if sum_ is None else sum_._plus(self, -1)
+
+    def __neg__(self):
+        return self * -1
+
+    def __mul__(self, scalar):
+        if not is_scalar(scalar):
+            return NotImplemented
+        sum_ = as_sum(self)
+        return LowRankSum._of(sum_.terms, tuple(scalar * c for c in sum_.coefficients))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, scalar):
+        return self * (1 / scalar) if is_scalar(scalar) else NotImplemented
+
+    def _plus(self, other, sign):
+        left, right = as_sum(self), as_sum(other)
+        if right is None:
+            return NotImplemented
+        check_addable(left, right)
+        coefficients = right.coefficients if sign == 1 else tuple(-c for c in right.coefficients)
+        return LowRankSum._of(left.terms + right.terms, left.coefficients + coefficients)
+
+    def __matmul__(self, other):
+        if isinstance(other, LowRank):
+            _check_inner(self, other)
+            return LowRank._of(self @ other.U, other.V)
+        if not is_array_api_obj(other) or other.ndim == 0:
+            return NotImplemented
+        _check_inner(self, other)
+        if other.ndim == 1:
+            return self._times(other[:, None])[..., 0]
+        return self._times(other)
+
+    def __rmatmul__(self, other):
+        if not is_array_api_obj(other) or other.ndim == 0:
+            return NotImplemented
+        product = self.T @ (other if other.ndim == 1 else other.mT)
+        return product if other.ndim == 1 else product.mT
+
+    @property
+    def ndim(self):
+        """Number of dimensions: two, and one for each batch dimension."""
+        return len(self.shape)
+
+
+class LowRank(_Linear):
+    """The matrix ``U @ V.T``, never formed.
+
+    Arithmetic (``+``, ``-``, ``*`` and ``/`` by a number) computes nothing and gives a :class:`LowRankSum`. ``@`` with an
+    array multiplies through the factors; with another low-rank matrix it gives a :class:`LowRank`. ``U, V = W`` unpacks.
+
+    Parameters
+    ----------
+    U : array, shape (..., m, r)
+        Left factor. NumPy, PyTorch, JAX or any library that speaks the array API; leading dimensions are a batch.
+    V : array, shape (..., n, r)
+        Right factor, with the same batch dimensions. It is transposed, not conjugated, also where it is complex.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not agree.
+    TypeError
+        If the factors belong to different array libraries, or are not numbers.
+
+    Notes
+    -----
+    Shapes and dtypes are checked here; a NaN or an infinity is reported by the verb that meets it, so that making a
+    ``LowRank`` costs no pass over its factors. r may exceed min(m, n): the gradient SᵀX of a large batch does.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> W = LowRank(np.ones((4, 1)), np.ones((3, 1)))
+    >>> W
+    LowRank(4 × 3, rank 1, float64)
+    >>> W @ np.ones(3)
+    array([3., 3., 3., 3.])
+    >>> W - 0.5 * W
+    LowRankSum(4 × 3: 1·rank 1 - 0.5·rank 1, float64)
+    """
+
+    __slots__ = ("U", "V")
+
+    def __init__(self, U, V):
+        U, V = as_array(U, "U"), as_array(V, "V")
+        xp = common_namespace(U=U, V=V)
+        if U.shape[-1] != V.shape[-1]:
+            raise ValueError(
+                f"`U` has {U.shape[-1]} columns and `V` {V.shape[-1]}: both need one column for each unit of rank."
+            )
+        if U.shape[:-2] != V.shape[:-2]:
+            raise ValueError(
+                f"`U` has the batch dimensions {tuple(U.shape[:-2])} and `V` {tuple(V.shape[:-2])}: they must be equal."
+            )
+        if U.dtype != V.dtype:
+            dtype = xp.result_type(U.dtype, V.dtype)
+            U, V = xp.astype(U, dtype), xp.astype(V, dtype)
+        self.U, self.V = U, V
+
+    @classmethod
+    def _of(cls, U, V):
+        """The same without checks, for factors that were computed here."""
+        self = object.__new__(cls)
+        self.U, self.V = U, V
+        return self
+
+    @property
+    def shape(self):
+        """Shape of the matrix, ``(..., m, n)``."""
+        return (*tuple(self.U.shape[:-1]), self.V.shape[-2])
+
+    @property
+    def rank(self):
+        """Number of columns of the factors, r (an upper bound of the numerical rank)."""
+        return self.U.shape[-1]
+
+    @property
+    def dtype(self):
+        """Dtype of the factors."""
+        return self.U.dtype
+
+    @property
+    def T(self):
+        """The transpose, ``LowRank(V, U)``."""
+        return LowRank._of(self.V, self.U)
+
+    def __iter__(self):
+        return iter((self.U, self.V))
+
+    def _times(self, X):
+        return self.U @ (self.V.mT @ X)
+
+    def to_dense(self):
+        """The matrix as an array of shape (..., m, n)."""
+        return self.U @ self.V.mT
+
+    def astype(self, dtype):
+        """The same with factors in ``dtype``; itself where nothing changes."""
+        return as_sum(self).astype(dtype).terms[0]
+
+    def norm(self):
+        """Frobenius norm, from the r × r core (nothing m × n is formed); an array over the batch dimensions."""
+        return as_sum(self).norm()
+
+    def singular_values(self):
+        """The r largest singular values, descending, shape (..., r); all others are zero.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> LowRank(2 * np.eye(4, 2), np.eye(3, 2)).singular_values()
+        array([2., 2.])
+        """
+        _, core, _ = as_sum(self).compressed()
+        return namespace_of(core).linalg.svdvals(core)
+
+    def balanced(self):
+        """The same matrix with the factors U√s and V√s of its singular value decomposition.
+
+        Both factors then have orthogonal columns of equal norms, so that λ weighs both sides alike.
+
+        Returns
+        -------
+        LowRank
+            Same shape, rank and dtype.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> W = LowRank(1e6 * np.eye(4, 2), 1e-6 * np.eye(3, 2)).balanced()
+        >>> float(np.linalg.norm(W.U)) == float(np.linalg.norm(W.V))
+        True
+        """
+        Qu, core, Qv = as_sum(self).compressed()
+        xp = namespace_of(core)
+        P, s, Zh = xp.linalg.svd(core, full_matrices=False)
+        root = xp.astype(xp.sqrt(s), core.dtype)[..., None, :]
+        U, V = Qu @ (P * root), Qv @ (Zh.mT * root)
+        return LowRank._of(xp.astype(U, self.dtype, copy=False), xp.astype(V, self.dtype, copy=False))
+
+    def __repr__(self):
+        return f"LowRank({shape_text(self)}, rank {self.rank}, {dtype_name(self)})"
+
+    def _repr_html_(self):
+        rows = [("rank", self.rank), ("dtype", dtype_name(self)), *storage_rows(self, [self])]
+        if self.ndim == 2 and is_finite(self.U, self.V):
+            s = self.singular_values()
+            shown = ", ".join(f"{float(x):.4g}" for x in s[:8]) + (", …" if self.rank > 8 else "")
+            rows += [("Frobenius norm", f"{float(self.norm()):.4g}"), ("singular values", shown)]
+        return html_table(f"LowRank {shape_text(self)}: U Vᵀ", ("property", "value"), rows)
+
+
+class LowRankSum(_Linear):
+    """An ordered sum Σ cᵢ Aᵢ of matrices of one shape, kept as it is written.
+
+    The first term is the one being updated, as in the paper: :func:`lorsum.lorsum` starts from it.
+
+    Parameters
+    ----------
+    terms : sequence
+        The Aᵢ: each a :class:`LowRank`, a dense array of shape (..., m, n), or a SciPy ``LinearOperator`` (NumPy only).
+    coefficients : sequence of numbers, optional
+        The cᵢ; default: all 1.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, there is no term, or the numbers of terms and coefficients differ.
+    TypeError
+        If a term or a coefficient is of another kind, or the terms belong to different array libraries.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> W, G = LowRank(np.eye(4, 2), np.eye(3, 2)), LowRank(np.ones((4, 1)), np.ones((3, 1)))
+    >>> target = W - 0.1 * G
+    >>> target.rank, len(target.terms), target.coefficients
+    (3, 2, (1, -0.1))
+    """
+
+    __slots__ = ("coefficients", "terms")
+
+    def __init__(self, terms, coefficients=None):
+        terms = tuple(terms)
+        coefficients = (1,) * len(terms) if coefficients is None else tuple(coefficients)
+        if not terms:
+            raise ValueError("`terms` is empty; a sum needs at least one matrix.")
+        if len(terms) != len(coefficients):
+            raise ValueError(f"`coefficients` has {len(coefficients)} numbers for {len(terms)} `terms`.")
+        sums = [as_sum(term) for term in terms]
+        for i, (sum_, c) in enumerate(zip(sums, coefficients, strict=True)):
+            if sum_ is None or (isinstance(terms[i], LowRankSum)):
+                raise TypeError(f"`terms[{i}]` is a {type(terms[i]).__name__}; a LowRank, an array or a LinearOperator "
+                                "is needed.")
+            if not is_scalar(c):
+                raise TypeError(f"`coefficients[{i}]` is a {type(c).__name__}; a number is needed.")
+            check_addable(sums[0], sum_)
+        self.terms = tuple(sum_.terms[0] for sum_ in sums)
+        self.coefficients = coefficients
+
+    @classmethod
+    def _of(cls, terms, coefficients):
+        """The same without checks."""
+        self = object.__new__(cls)
+        self.terms, self.coefficients = terms, coefficients
+        return self
+
+    @classmethod
+    def from_factors(cls, factors, coefficients):
+        """The sum Σ cᵢ Uᵢ Vᵢᵀ from the lists of the paper's Listing 1.
+
+        Parameters
+        ----------
+        factors : sequence of pairs ``(weight_in, weight_out)``
+            ``weight_in`` = Vᵢᵀ of shape (..., r, n) and ``weight_out`` = Uᵢ of shape (..., m, r), in the listing's order.
+        coefficients : sequence of numbers
+            The cᵢ.
+
+        Returns
+        -------
+        LowRankSum
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> LowRankSum.from_factors([(np.ones((1, 3)), np.ones((4, 1)))], [2.0])
+        LowRankSum(4 × 3: 2·rank 1, float64)
+        """
+        pairs = [tuple(pair) for pair in factors]
+        for i, pair in enumerate(pairs):
+            if len(pair) != 2:
+                raise ValueError(f"`factors[{i}]` has {len(pair)} entries; a pair (weight_in, weight_out) is needed.")
+        return cls([LowRank(U, as_array(Vt, f"factors[{i}][0]").mT) for i, (Vt, U) in enumerate(pairs)], coefficients)
+
+    @property
+    def shape(self):
+        """Shape of the matrix, ``(..., m, n)``."""
+        return tuple(self.terms[0].shape)
+
+    @property
+    def rank(self):
+        """Sum of the terms' ranks, at most min(m, n); a dense or operator term counts as full."""
+        full = min(self.shape[-2:])
+        return min(full, sum(term.rank if isinstance(term, LowRank) else full for term in self.terms))
+
+    @property
+    def dtype(self):
+        """Dtype that the terms promote to."""
+        dtypes = {term.dtype for term in self.terms}
+        return dtypes.pop() if len(dtypes) == 1 else self.namespace.result_type(*dtypes)
+
+    @property
+    def T(self):
+        """The transpose, term by term."""
+        terms = tuple(term.mT if is_array_api_obj(term) else term.T for term in self.terms)
+        return LowRankSum._of(terms, self.coefficients)
+
+    @property
+    def is_factored(self):
+        """True if every term is a :class:`LowRank`, so that nothing m × n need ever be formed."""
+        return all(isinstance(term, LowRank) for term in self.terms)
+
+    @property
+    def namespace(self):
+        """The array library of the terms; NumPy where all are operators."""
+        arrays = self.named_arrays().values()
+        if arrays:
+            return namespace_of(*arrays)
+        import array_api_compat.numpy as xp
+
+        return xp
+
+    def named_arrays(self):
+        """All arrays of the sum by name, for checks and error messages."""
+        named = {}
+        for i, term in enumerate(self.terms):
+            if isinstance(term, LowRank):
+                named |= {f"terms[{i}].U": term.U, f"terms[{i}].V": term.V}
+            elif not is_operator(term):
+                named[f"terms[{i}]"] = term
+        return named
+
+    def astype(self, dtype):
+        """The sum with all its arrays in ``dtype`` (operators keep their own); itself where nothing changes."""
+        xp = self.namespace
+
+        def cast(term):
+            if isinstance(term, LowRank):
+                return LowRank._of(xp.astype(term.U, dtype), xp.astype(term.V, dtype))
+            return term if is_operator(term) else xp.astype(term, dtype)
+
+        if all(is_operator(term) or term.dtype == dtype for term in self.terms):
+            return self
+        return LowRankSum._of(tuple(map(cast, self.terms)), self.coefficients)
+
+    def stacked(self):
+        """Factors (…, m, R) and (…, n, R) whose product is a sum of low-rank terms; the coefficients go to the left."""
+        pairs = list(zip(self.terms, self.coefficients, strict=True))
+        if len(pairs) == 1:
+            (term, c), = pairs
+            return _scaled(term.U, c), term.V
+        xp = self.namespace
+        return xp.concat([_scaled(A.U, c) for A, c in pairs], axis=-1), xp.concat([A.V for A, _ in pairs], axis=-1)
+
+    def compressed(self):
+        """Qu, C, Qv with the sum of low-rank terms equal to Qu C Qvᵀ: QR of the stacked factors, C at most R × R."""
+        U, V = self.astype(computing_dtype(self.namespace, self.dtype)).stacked()
+        xp = namespace_of(U)
+        Qu, Ru = xp.linalg.qr(U, mode="reduced")
+        Qv, Rv = xp.linalg.qr(V, mode="reduced")
+        return Qu, Ru @ Rv.mT, Qv
+
+    def _times(self, X):
+        first, *others = zip(self.terms, self.coefficients, strict=True)
+        product = _term_times(*first, X)
+        for term, c in others:
+            product = product + _term_times(term, c, X)
+        return product
+
+    def to_dense(self):
+        """The sum as an array of shape (..., m, n)."""
+        first, *others = zip(self.terms, self.coefficients, strict=True)
+        dense = _scaled(_dense(first[0]), first[1])
+        for term, c in others:
+            dense = dense + _scaled(_dense(term), c)
+        return dense
+
+    def norm(self):
+        """Frobenius norm; from the R × R core of the stacked factors, R their rank, where all terms are low-rank."""
+        if not self.is_factored:
+            return frobenius(self.to_dense())
+        _, core, _ = self.compressed()
+        return frobenius(core)
+
+    def __repr__(self):
+        text = ""
+        for term, c in zip(self.terms, self.coefficients, strict=True):
+            sign, size = sign_and_size(c)
+            text += (f" {sign} " if text else "-" if sign == "-" else "") + f"{size}·{term_text(term)}"
+        return f"LowRankSum({shape_text(self)}: {text}, {dtype_name(self)})"
+
+    def _repr_html_(self):
+        rows = [
+            (f"{sign}{size}", term_text(term))
+            for (sign, size), term in zip(map(sign_and_size, self.coefficients), self.terms, strict=True)
+        ]
+        low_rank = [term for term in self.terms if isinstance(term, LowRank)]
+        rows += [("stacked rank", self.rank), ("dtype", dtype_name(self)), *storage_rows(self, low_rank)]
+        return html_table(f"LowRankSum {shape_text(self)}: Σ cᵢ Aᵢ", ("cᵢ", "Aᵢ"), rows)
+
+
+def as_sum(x, name=None):
+    """``x`` as a sum; if it is no matrix, an error about the argument ``name``, or None where that is not given."""
+    if isinstance(x, LowRankSum):
+        return x
+    if isinstance(x, LowRank) or is_operator(x):
+        return LowRankSum._of((x,), (1,))
+    if is_array_api_obj(x) and x.ndim >= 2:
+        return LowRankSum._of((as_array(x, name or "array"),), (1,))
+    if name is None:
+        return None
+    raise TypeError(f"`{name}` is a {type(x).__name__}; a LowRank, a LowRankSum, an array or a LinearOperator is needed.")
+
+
+
+
+def check_addable(left, right):
+    """An error unless two sums have one shape and belong to one array library."""
+    if left.shape != right.shape:
+        raise ValueError(
+            f"the matrices have shapes {left.shape} and {right.shape}: the terms of a sum need the same, "
+            "batch dimensions included."
+        )
+    arrays = {f"left.{k}": v for k, v in left.named_arrays().items()} | {f"right.{k}": v for k, v in right.named_arrays().items()}
+    if arrays:
+        common_namespace(**arrays)
+    if any(map(is_operator, left.terms + right.terms)) and not all(map(is_numpy_array, arrays.values())):
+        raise TypeError("a LinearOperator computes with NumPy arrays; the other terms of its sum must be NumPy arrays too.")
+
+
+def require_finite(**sums):
+    """An error that names the array with a NaN or an infinity, if there is one."""
+    for argument, sum_ in sums.items():
+        for name, array in sum_.named_arrays().items():
+            if not is_finite(array):
+                raise ValueError(f"`{argument}` has a NaN or an infinity in its {name.removeprefix('terms[0].')}.")
+
+
+def _check_inner(left, right):
+    rows = right.shape[0] if len(right.shape) == 1 else right.shape[-2]
+    if left.shape[-1] != rows:
+        raise ValueError(f"`@` of shapes {tuple(left.shape)} and {tuple(right.shape)}: {left.shape[-1]} ≠ {rows}.")
+
+
+def _scaled(x, c):
+    return x if isinstance(c, (int, float)) and c == 1 else c * x
+
+
+def _term_times(term, c, X):
+    """c A X; the coefficient multiplies the smallest array that it can."""
+    if isinstance(term, LowRank):
+        return term.U @ _scaled(term.V.mT @ X, c)
+    return _scaled(term @ X, c)
+
+
+def _dense(term):
+    if isinstance(term, LowRank):
+        return term.to_dense()
+    if is_operator(term):
+        import numpy as np
+
+        m, n = term.shape
+        return term @ np.eye(n, dtype=term.dtype) if n <= m else (term.T @ np.eye(m, dtype=term.dtype)).T
+    return term

@@ -1,0 +1,41 @@
+"""Checks of the options that the rules share, and the learning rate of a step."""
+
+import math
+
+from lorsum._arrays import is_scalar, is_traced
+
+__all__ = ["check_betas", "check_fraction", "check_lr", "check_nonnegative", "lr_at"]
+
+
+def lr_at(lr, count):
+    """The learning rate of step ``count``."""
+    return lr(count) if callable(lr) else lr
+
+
+def check_lr(lr):
+    """Learning rates are non-negative numbers, or callables of the step."""
+    if not callable(lr):
+        check_nonnegative("lr", lr)
+
+
+def check_nonnegative(name, value):
+    """An error unless ``value`` is a finite number of at least 0."""
+    if not is_scalar(value):
+        raise TypeError(f"`{name}` is {value!r}; a number is needed.")
+    if not is_traced(value) and not 0 <= float(value) < math.inf:
+        raise ValueError(f"`{name}` is {value}; it must be finite and at least 0.")
+
+
+def check_fraction(name, value):
+    """An error unless ``value`` lies in [0, 1)."""
+    check_nonnegative(name, value)
+    if not is_traced(value) and float(value) >= 1:
+        raise ValueError(f"`{name}` is {value}; it must be below 1.")
+
+
+def check_betas(betas):
+    """An error unless ``betas`` are two numbers in [0, 1)."""
+    if len(tuple(betas)) != 2:
+        raise ValueError(f"`betas` is {betas}; two numbers are needed.")
+    for value in betas:
+        check_fraction("betas", value)

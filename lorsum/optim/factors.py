@@ -1,0 +1,160 @@
+"""Rules that train the factors U and V as if they were two independent parameters: LoRA as it is usually trained."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from lorsum._arrays import as_array, conj, namespace_of
+from lorsum.lowrank import LowRank, as_sum
+from lorsum.optim._options import check_betas, check_fraction, check_lr, check_nonnegative, lr_at
+
+__all__ = ["SGD", "AdamW"]
+
+
+class SGDState(NamedTuple):
+    """Steps done, and a momentum buffer for each array that is trained."""
+
+    count: Any
+    buffers: tuple
+
+
+class AdamWState(NamedTuple):
+    """Steps done, and the two moments of each array that is trained."""
+
+    count: Any
+    first: tuple
+    second: tuple
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD:
+    """Gradient descent with momentum on the factors, or on a dense parameter such as a bias.
+
+    ``buffer ← α buffer + g;  p ← p − η buffer``, as ``torch.optim.SGD`` has it.
+
+    Parameters
+    ----------
+    lr : float or callable
+        Learning rate η, or a function of the step.
+    momentum : float
+        α in [0, 1).
+    weight_decay : float
+        Added to the gradient, times the parameter.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rule = SGD(lr=0.1)
+    >>> b, state = rule.step(np.ones(2), np.array([1.0, -1.0]), rule.init(np.ones(2)))
+    >>> b
+    array([0.9, 1.1])
+    """
+
+    lr: float | Callable
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+    def __post_init__(self):
+        check_lr(self.lr)
+        check_fraction("momentum", self.momentum)
+        check_nonnegative("weight_decay", self.weight_decay)
+
+    def init(self, W, *, rng=None):
+        """State before the first step. ``rng`` is not used: nothing here is random."""
+        return SGDState(0, zeros_like_leaves(W) if self.momentum else ())
+
+    def step(self, W, G, state):
+        """``(W, state)`` after a step along G, the gradient with respect to the matrix W."""
+        lr = lr_at(self.lr, state.count)
+        arrays, buffers = leaves(W), self.gradients(W, G, lr)
+        if self.weight_decay:
+            buffers = [g + self.weight_decay * p for g, p in zip(buffers, arrays, strict=True)]
+        if self.momentum:
+            buffers = [g + self.momentum * b for g, b in zip(buffers, state.buffers, strict=True)]
+        W = rebuilt(W, [p - lr * b for p, b in zip(arrays, buffers, strict=True)])
+        return W, SGDState(state.count + 1, tuple(buffers) if self.momentum else ())
+
+    def gradients(self, W, G, lr):
+        """The directions to descend in, one for each array that is trained."""
+        return leaf_gradients(W, G)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """Adam with decoupled weight decay on the factors, or on a dense parameter; as ``torch.optim.AdamW`` has it.
+
+    Parameters
+    ----------
+    lr : float or callable
+        Learning rate η, or a function of the step.
+    betas : pair of float
+        Decay rates of the two moments.
+    eps : float
+        Added to the root of the second moment.
+    weight_decay : float
+        Times η and the parameter, subtracted from it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rule = AdamW(lr=0.1, weight_decay=0.0)
+    >>> b, state = rule.step(np.ones(2), np.array([1e-3, -1e3]), rule.init(np.ones(2)))
+    >>> b.round(4)
+    array([0.9, 1.1])
+    """
+
+    lr: float | Callable
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+
+    def __post_init__(self):
+        check_lr(self.lr)
+        check_betas(self.betas)
+        check_nonnegative("eps", self.eps)
+        check_nonnegative("weight_decay", self.weight_decay)
+
+    def init(self, W, *, rng=None):
+        """State before the first step. ``rng`` is not used: nothing here is random."""
+        return AdamWState(0, zeros_like_leaves(W), zeros_like_leaves(W))
+
+    def step(self, W, G, state):
+        """``(W, state)`` after a step along G, the gradient with respect to the matrix W."""
+        lr, t = lr_at(self.lr, state.count), state.count + 1
+        beta1, beta2 = self.betas
+        gradients = self.gradients(W, G, lr)
+        first = tuple(beta1 * m + (1 - beta1) * g for m, g in zip(state.first, gradients, strict=True))
+        second = tuple(beta2 * v + (1 - beta2) * g**2 for v, g in zip(state.second, gradients, strict=True))
+
+        def moved(p, m, v):
+            root = namespace_of(v).sqrt(v / (1 - beta2**t)) + self.eps
+            return (1 - lr * self.weight_decay) * p - lr * (m / (1 - beta1**t)) / root
+
+        return rebuilt(W, list(map(moved, leaves(W), first, second))), AdamWState(t, first, second)
+
+    def gradients(self, W, G, lr):
+        """The directions to descend in, one for each array that is trained."""
+        return leaf_gradients(W, G)
+
+
+def leaves(W):
+    """The arrays that are trained: the factors of an adapter, or the one array of a dense parameter."""
+    return tuple(W) if isinstance(W, LowRank) else (as_array(W, "W", ndim=0),)
+
+
+def leaf_gradients(W, G):
+    """Their gradients: G_U = G V and G_V = Gᵀ U (section 3 of the paper), or G."""
+    if not isinstance(W, LowRank):
+        return [G if not hasattr(G, "to_dense") else G.to_dense()]
+    G = as_sum(G, "G")
+    return [G @ conj(W.V), G.T @ conj(W.U)]
+
+
+def rebuilt(W, arrays):
+    """The parameter W with new arrays."""
+    return LowRank(*arrays) if isinstance(W, LowRank) else arrays[0]
+
+
+def zeros_like_leaves(W):
+    """A zero array for each that is trained."""
+    return tuple(namespace_of(p).zeros_like(p) for p in leaves(W))

@@ -1,0 +1,100 @@
+"""Rules that keep m × n matrices: what LoRA avoids, and what OPLoRA is compared with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from lorsum.lowrank import as_sum
+from lorsum.optim._options import check_fraction, check_lr, lr_at
+from lorsum.optim.factors import SGD
+from lorsum.optim.oplora import require_adapter
+from lorsum.svd import truncated_svd
+
+__all__ = ["Full", "SVDLoRA"]
+
+
+class SVDLoRAState(NamedTuple):
+    """Steps done, and the momentum as a dense matrix (None without momentum)."""
+
+    count: Any
+    M: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class SVDLoRA:
+    """The step that OPLoRA approximates: the truncated SVD of the full step, with a full-rank momentum.
+
+    ``M ← αM + G;  W ← SVD_r(W − ηM)``. Without momentum nothing m × n is formed.
+
+    Parameters
+    ----------
+    lr : float or callable
+        Learning rate η, or a function of the step.
+    momentum : float
+        α in [0, 1).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lorsum import LowRank
+    >>> W, rule = LowRank(np.zeros((2, 1)), np.zeros((2, 1))), SVDLoRA(lr=0.5)
+    >>> G = 2 * (W.to_dense() - np.diag([2.0, 1.0]))
+    >>> rule.step(W, G, rule.init(W))[0].to_dense()
+    array([[2., 0.],
+           [0., 0.]])
+    """
+
+    lr: float | Callable
+    momentum: float = 0.0
+
+    def __post_init__(self):
+        check_lr(self.lr)
+        check_fraction("momentum", self.momentum)
+
+    def init(self, W, *, rng=None):
+        """State before the first step. ``rng`` is not used: nothing here is random."""
+        require_adapter(W)
+        return SVDLoRAState(0, 0 * W.to_dense() if self.momentum else None)
+
+    def step(self, W, G, state):
+        """``(W, state)`` after a step along G, the gradient with respect to the matrix W."""
+        require_adapter(W)
+        lr, M = lr_at(self.lr, state.count), as_sum(G, "G")
+        if state.M is not None:
+            M = as_sum(self.momentum * state.M + M.to_dense())
+        W = truncated_svd(W - lr * M, W.rank).to_lowrank()
+        return W, SVDLoRAState(state.count + 1, M.to_dense() if state.M is not None else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Full(SGD):
+    """Full training: gradient descent with momentum on the dense matrix, the upper bound.
+
+    A low-rank W is made dense at the first step and stays so.
+
+    Parameters
+    ----------
+    lr, momentum, weight_decay
+        As for :class:`SGD`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rule = Full(lr=0.5)
+    >>> W, state = rule.step(np.zeros((2, 2)), np.eye(2), rule.init(np.zeros((2, 2))))
+    >>> W
+    array([[-0.5,  0. ],
+           [ 0. , -0.5]])
+    """
+
+    def init(self, W, *, rng=None):
+        """State before the first step. ``rng`` is not used: nothing here is random."""
+        return super().init(_dense(W), rng=rng)
+
+    def step(self, W, G, state):
+        """``(W, state)`` after a step along G, the gradient with respect to the matrix W."""
+        return super().step(_dense(W), G, state)
+
+
+def _dense(W):
+    return W.to_dense() if hasattr(W, "to_dense") else W

@@ -1,0 +1,90 @@
+"""Rules that precondition the factors' gradients with the Gram matrix of the other factor: ScaledGD, Riemannian LoRA."""
+
+from dataclasses import dataclass
+
+from lorsum.alternating import least_squares_factor
+from lorsum.lowrank import LowRank, as_sum
+from lorsum.optim._options import check_nonnegative
+from lorsum.optim.factors import SGD, AdamW, leaf_gradients
+
+__all__ = ["PreconditionedAdamW", "PreconditionedSGD"]
+
+
+def preconditioned_gradients(W, G, reg):
+    """G V (VᵀV + λI)⁻¹ and Gᵀ U (UᵀU + λI)⁻¹: half a step of LoRSum on G itself, from each side."""
+    if not isinstance(W, LowRank):
+        return leaf_gradients(W, G)
+    G = as_sum(G, "G")
+    return [least_squares_factor(G, W.V, reg=reg), least_squares_factor(G.T, W.U, reg=reg)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreconditionedSGD(SGD):
+    """Gradient descent on the factors with preconditioned gradients and, as is usual, naive momentum of these.
+
+    ``U ← U − η G V (VᵀV + λI)⁻¹`` and the same for V [1]_ [2]_; with λ → 0 and no momentum this is one simultaneous
+    iteration of LoRSum on W − ηG (section 3 of [3]_).
+
+    Parameters
+    ----------
+    lr, momentum, weight_decay
+        As for :class:`SGD`.
+    reg : float
+        λ, before it is multiplied by the learning rate.
+
+    References
+    ----------
+    .. [1] T. Tong, C. Ma, Y. Chi, Accelerating ill-conditioned low-rank matrix estimation via scaled gradient descent,
+       JMLR 22(150), 2021.
+    .. [2] F. Zhang, M. Pilanci, Riemannian preconditioned LoRA for fine-tuning foundation models, arXiv 2402.02347.
+    .. [3] A. J. Almansoori et al., Faster Than SVD, Smarter Than SGD: The OPLoRA Alternating Update, arXiv 2509.19977.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> W = LowRank(np.array([[3.0], [0.0]]), np.array([[2.0], [0.0]]))
+    >>> rule = PreconditionedSGD(lr=0.1, reg=0.0)
+    >>> rule.step(W, np.eye(2), rule.init(W))[0].U.ravel()  # 3 - 0.1 / 2
+    array([2.95, 0.  ])
+    """
+
+    reg: float = 1e-3
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_nonnegative("reg", self.reg)
+
+    def gradients(self, W, G, lr):
+        """The preconditioned gradients of the factors."""
+        return preconditioned_gradients(W, G, lr * self.reg)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreconditionedAdamW(AdamW):
+    """AdamW fed with the preconditioned gradients of the factors (Zhang and Pilanci's scaled AdamW).
+
+    Parameters
+    ----------
+    lr, betas, eps, weight_decay
+        As for :class:`AdamW`.
+    reg : float
+        λ, before it is multiplied by the learning rate.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> W = LowRank(np.array([[3.0], [0.0]]), np.array([[2.0], [0.0]]))
+    >>> rule = PreconditionedAdamW(lr=0.1, weight_decay=0.0)
+    >>> rule.step(W, np.eye(2), rule.init(W))[0].U.ravel().round(4)
+    array([2.9, 0. ])
+    """
+
+    reg: float = 1e-3
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_nonnegative("reg", self.reg)
+
+    def gradients(self, W, G, lr):
+        """The preconditioned gradients of the factors."""
+        return preconditioned_gradients(W, G, lr * self.reg)
