@@ -140,7 +140,7 @@ def _one_thread_in_children():
 
 @contextmanager
 def _deaf_children():
-    """Block Ctrl-C while processes start: they inherit that, and die with their parent, not of the terminal's signal."""
+    """Block Ctrl-C while processes start. They inherit that, and leave when their parent does, without a traceback."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

@@ -2,6 +2,7 @@
 
 import operator
 
+import array_api_compat.numpy
 import numpy as np
 from array_api_compat import array_namespace, is_array_api_obj, is_numpy_array
 
@@ -26,13 +27,15 @@ __all__ = [
 
 def namespace_of(*arrays):
     """The array-API namespace that the arrays belong to."""
+    if all(type(x) is np.ndarray for x in arrays):
+        return array_api_compat.numpy  # what array_namespace finds, without its cost
     return array_namespace(*arrays)
 
 
 def common_namespace(**arrays):
     """The one namespace of the named arrays; an error that names two of them where there are several."""
     try:
-        return array_namespace(*arrays.values())
+        return namespace_of(*arrays.values())
     except TypeError:
         kinds = {name: f"{type(x).__module__.partition('.')[0]}.{type(x).__name__}" for name, x in arrays.items()}
         (one, kind), *others = kinds.items()
@@ -44,6 +47,8 @@ def common_namespace(**arrays):
 
 def as_array(x, name, *, ndim=2):
     """``x`` as a floating-point array of at least ``ndim`` dimensions; lists and integers become NumPy float64."""
+    if type(x) is np.ndarray and x.ndim >= ndim and x.dtype.kind in "fc":
+        return x
     if not is_array_api_obj(x) or isinstance(x, np.matrix):
         try:
             x = np.asarray(x)
@@ -110,7 +115,11 @@ def scale_of(x):
 
 def is_finite(*arrays):
     """True if no array has a NaN or an infinity (traced arrays pass: they have no values yet)."""
-    return all(is_traced(x) or bool(namespace_of(x).all(namespace_of(x).isfinite(x))) for x in arrays)
+    for x in arrays:
+        xp = namespace_of(x)
+        if not is_traced(x) and not bool(xp.all(xp.isfinite(x))):
+            return False
+    return True
 
 
 def as_count(value, name, *, least):

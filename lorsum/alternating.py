@@ -2,10 +2,11 @@
 
 from typing import NamedTuple
 
+import numpy as np
 from numpy.linalg import LinAlgError
 
 from lorsum._arrays import as_count, as_rank, computing_dtype, conj, eps, is_finite, is_scalar, is_traced, namespace_of
-from lorsum.lowrank import LowRank, LowRankSum, as_sum, check_addable, require_finite
+from lorsum.lowrank import LowRank, LowRankSum, as_sum, check_addable, fits_kernels, require_finite
 
 __all__ = ["Iterate", "least_squares_factor", "lorsum"]
 
@@ -29,6 +30,7 @@ def lorsum(
     simultaneous=False,
     method="auto",
     solver="auto",
+    gauge="paper",
     callback=None,
 ):
     """Low-rank approximation of a sum of low-rank matrices by alternating least squares, the sum never being formed.
@@ -61,6 +63,9 @@ def lorsum(
     solver : {"auto", "qr", "gram"}
         ``"qr"`` orthogonalises, and loses no digits to the conditioning of the factors; ``"gram"`` solves with the Gram
         matrix, which squares it, as the paper does. ``"auto"`` is ``"qr"``.
+    gauge : {"paper", "balanced"}
+        The factors of the result: those of the formulas above, or the same matrix as U√s and V√s (see
+        :meth:`LowRank.balanced`), for a matrix whose factors live on from step to step.
     callback : callable, optional
         Called with an :class:`Iterate` for the start and after each iteration; :class:`lorsum.History` is one.
 
@@ -116,7 +121,12 @@ def lorsum(
     _one_of("start", start, ("U", "V"))
     _one_of("method", method, ("auto", "direct"))
     _one_of("solver", solver, ("auto", "qr", "gram"))
+    _one_of("gauge", gauge, ("paper", "balanced"))
 
+    if solver == "auto" and iters and not simultaneous and callback is None and fits_kernels(*target.terms, init):
+        X = _by_kernel(target, init, iters, reg, start, gauge == "balanced")
+        if X is not None:
+            return X
     dtype = target.dtype
     computing = computing_dtype(namespace_of(*init), dtype)
     W, X0 = target.astype(computing), init.astype(computing)
@@ -135,7 +145,7 @@ def lorsum(
     if not is_finite(*X):
         require_finite(target=target, init=as_sum(init))
         raise OverflowError("`target` overflows its dtype in the products of its factors; scale it down.")
-    return X.astype(dtype)
+    return (X.balanced() if gauge == "balanced" else X).astype(dtype)
 
 
 def least_squares_factor(W, V, U0=None, reg=0.0):
@@ -173,6 +183,27 @@ def least_squares_factor(W, V, U0=None, reg=0.0):
     if U0 is None:
         U0 = namespace_of(V).zeros((*W.shape[:-1], V.shape[-1]), dtype=V.dtype, device=V.device)
     return _half_step_in_the_papers_gauge(_qr_half_step, W, V, U0, _checked_reg(reg))
+
+
+def _by_kernel(target, init, iters, reg, start, balance):
+    """The same iteration compiled, or None where a factor is too badly conditioned for the kernel, or not finite."""
+    from lorsum import _kernels  # importing numba takes a while, and only this needs it
+
+    coefficients = np.asarray(target.coefficients)
+    if coefficients.dtype.kind not in "if":
+        return None
+    ok, U, V = _kernels.alternating(
+        tuple(np.ascontiguousarray(term.U.T) for term in target.terms),
+        tuple(np.ascontiguousarray(term.V.T) for term in target.terms),
+        coefficients.astype(init.dtype),
+        np.ascontiguousarray(init.U.T),
+        np.ascontiguousarray(init.V.T),
+        iters,
+        reg or 0.0,
+        start == "V",
+        balance,
+    )
+    return LowRank._of(U.T, V.T) if ok else None
 
 
 def _alternating(W, X0, iters, reg, start, half_step, observe):

@@ -1,6 +1,7 @@
 """Floor 1, the nouns: a low-rank matrix, and a sum of them that is never formed."""
 
-from array_api_compat import is_array_api_obj, is_numpy_array
+import numpy as np
+from array_api_compat import is_array_api_obj
 
 from lorsum._arrays import (
     as_array,
@@ -14,7 +15,10 @@ from lorsum._arrays import (
 )
 from lorsum._display import dtype_name, html_table, shape_text, sign_and_size, storage_rows, term_text
 
-__all__ = ["LowRank", "LowRankSum", "as_sum", "check_addable", "require_finite"]
+__all__ = ["LowRank", "LowRankSum", "as_sum", "check_addable", "fits_kernels", "require_finite"]
+
+
+_NUMPY_ARRAY = np.empty(0)  # what operators compute with
 
 
 class _Linear:
@@ -215,6 +219,12 @@ class LowRank(_Linear):
         >>> float(np.linalg.norm(W.U)) == float(np.linalg.norm(W.V))
         True
         """
+        if fits_kernels(self):
+            from lorsum import _kernels
+
+            ok, U, V = _kernels.balanced(np.ascontiguousarray(self.U.T), np.ascontiguousarray(self.V.T))
+            if ok:
+                return LowRank._of(U.T, V.T)
         Qu, core, Qv = as_sum(self).compressed()
         xp = namespace_of(core)
         P, s, Zh = xp.linalg.svd(core, full_matrices=False)
@@ -347,15 +357,19 @@ class LowRankSum(_Linear):
     @property
     def namespace(self):
         """The array library of the terms; NumPy where all are operators."""
-        arrays = self.named_arrays().values()
+        arrays = self.arrays()
         if arrays:
             return namespace_of(*arrays)
         import array_api_compat.numpy as xp
 
         return xp
 
+    def arrays(self):
+        """All arrays of the sum, the factors of its low-rank terms among them."""
+        return [x for A in self.terms if not is_operator(A) for x in (A if isinstance(A, LowRank) else (A,))]
+
     def named_arrays(self):
-        """All arrays of the sum by name, for checks and error messages."""
+        """The same with the names that error messages use."""
         named = {}
         for i, term in enumerate(self.terms):
             if isinstance(term, LowRank):
@@ -448,6 +462,16 @@ def as_sum(x, name=None):
 
 
 
+def fits_kernels(first, *others):
+    """True for low-rank matrices that the Numba kernels take: real NumPy arrays of one dtype, not a batch, and small."""
+    if not isinstance(first, LowRank) or first.U.ndim != 2 or first.dtype not in (np.float32, np.float64):
+        return False
+    for A in (first, *others):
+        if not (isinstance(A, LowRank) and type(A.U) is np.ndarray and A.dtype == first.dtype):
+            return False
+    return sum(A.U.size + A.V.size for A in (first, *others)) <= 2**20
+
+
 def check_addable(left, right):
     """An error unless two sums have one shape and belong to one array library."""
     if left.shape != right.shape:
@@ -455,11 +479,18 @@ def check_addable(left, right):
             f"the matrices have shapes {left.shape} and {right.shape}: the terms of a sum need the same, "
             "batch dimensions included."
         )
-    arrays = {f"left.{k}": v for k, v in left.named_arrays().items()} | {f"right.{k}": v for k, v in right.named_arrays().items()}
-    if arrays:
-        common_namespace(**arrays)
-    if any(map(is_operator, left.terms + right.terms)) and not all(map(is_numpy_array, arrays.values())):
-        raise TypeError("a LinearOperator computes with NumPy arrays; the other terms of its sum must be NumPy arrays too.")
+    # The terms of either sum agree already, so that one array of each is enough
+    one, other = _an_array(left), _an_array(right)
+    if type(one) is not type(other):
+        common_namespace(left=one, right=other)
+
+
+def _an_array(sum_):
+    """An array of the library that the sum computes with."""
+    term = sum_.terms[0]
+    if isinstance(term, LowRank):
+        return term.U
+    return _NUMPY_ARRAY if is_operator(term) else term
 
 
 def require_finite(**sums):
