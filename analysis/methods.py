@@ -86,8 +86,8 @@ def step_gap(stepped, target, W):
     Returns
     -------
     StepGap
-        ``excess`` = ‖target − W⁺‖ / ‖target − T_r‖ − 1, and ``missed`` = ‖W⁺ − T_r‖ / ‖W − T_r‖, the share of the way that was
-        missed: 0 lands on the truncated SVD, 1 is as far from it as not to move at all.
+        ``excess`` = ‖target − W⁺‖ / ‖target − T_r‖ − 1, and ``missed`` = ‖W⁺ − T_r‖ / ‖W − T_r‖, the share of the way
+        that was missed: 0 lands on the truncated SVD, 1 is as far from it as not to move at all.
     """
     after, before = gap(stepped, target), gap(W, target)
     return StepGap(after.excess, after.distance / before.distance if before.distance else 0.0)

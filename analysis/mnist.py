@@ -87,7 +87,7 @@ class _Training:
         lr, alpha = config["lr"], config.get("momentum", 0.0)
         self.bias_rule = optim.SGD(lr=lr, momentum=alpha) if "momentum" in config else optim.AdamW(lr=lr)
         self.layers = nn.mlp(SIZES, rank=RANK, rng=rng)
-        self.states = [(self.rule.init(layer.adapter, rng=rng), self.bias_rule.init(layer.bias)) for layer in self.layers]
+        self.states = [(self.rule.init(W, rng=rng), self.bias_rule.init(b)) for _, W, b in self.layers]
         self.alpha, self.M, self.before = alpha, 0.0, None
 
     def step(self, X, labels):

@@ -1,8 +1,9 @@
 """Numba kernels for small problems, where Python between the operations would cost more than the operations.
 
-Factors are kept as rows, shapes (r, m) and (r, n), which is how a layer's S and X come. Work of size r × r is in float64. The kernels orthogonalise by Cholesky factors of Gram matrices, in two passes, where the conditioning allows it
-without a loss, and by QR where it does not. They give up where columns are dependent to rounding: the caller then takes
-the general path, which has an answer for that too.
+Factors are kept as rows, shapes (r, m) and (r, n), which is how a layer's S and X come. Work of size r × r is in
+float64. The kernels orthogonalise by Cholesky factors of Gram matrices, in two passes, where the conditioning allows
+it without a loss, and by QR where it does not. They give up where columns are dependent to rounding: the caller then
+takes the general path, which has an answer for that too.
 """
 
 import numpy as np
@@ -153,7 +154,4 @@ def _times(A, X):
 
 @njit(cache=True)
 def _is_finite(X):
-    for x in X.flat:
-        if not np.isfinite(x):
-            return False
-    return True
+    return np.isfinite(X).all()

@@ -43,7 +43,7 @@ def lorsum(
     Parameters
     ----------
     target : LowRankSum or LowRank
-        The matrix W = Σ cᵢ Aᵢ, shape (..., m, n). Terms may also be dense arrays or SciPy ``LinearOperator``\\ s.
+        The matrix W = Σ cᵢ Aᵢ, shape (..., m, n). Terms may also be dense arrays or SciPy operators.
     init : LowRank, optional
         U₀ and V₀: where the iteration starts, what the proximal term holds on to, and the rank r of the result.
         Default: the first term of ``target``, without its coefficient.
@@ -72,9 +72,9 @@ def lorsum(
     Returns
     -------
     LowRank
-        The approximation of ``init``'s rank, in ``target``'s dtype. Its factors are those of the formulas above. Where
-        λ = 0 leaves them free, and they are so badly conditioned that storing them would lose digits, the same matrix is
-        returned with one factor orthonormal.
+        The approximation of ``init``'s rank, in ``target``'s dtype. Its factors are those of the formulas above.
+        Where λ = 0 leaves them free, and they are so badly conditioned that storing them would lose digits, the same
+        matrix is returned with one factor orthonormal.
 
     Raises
     ------
@@ -93,9 +93,9 @@ def lorsum(
 
     Notes
     -----
-    With λ = 0 the iteration is orthogonal (subspace) iteration on WWᵀ and WᵀW, and it contracts the angle to the dominant
-    singular subspace by (σ_{r+1}/σ_r)² an iteration [1]_. Where a factor has dependent or zero columns, λ = 0 is taken as
-    the limit λ → 0: the minimiser nearest to U₀ (or V₀). So a zero factor of LoRA is no special case.
+    With λ = 0 the iteration is orthogonal (subspace) iteration on WWᵀ and WᵀW, and it contracts the angle to the
+    dominant singular subspace by (σ_{r+1}/σ_r)² an iteration [1]_. Where a factor has dependent or zero columns, λ =
+    0 is taken as the limit λ → 0: the minimiser nearest to U₀ (or V₀). So a zero factor of LoRA is no special case.
 
     The proximal term is that of Listing 1 and equation 7 of [2]_; line 5 of Algorithm 2 misses a λI.
 
@@ -263,8 +263,9 @@ def _gram_half_step(W, V, T, S, U0, reg):
 def _orthogonalised(V, reg):
     """[V; √λI] = [B; B_reg] C with orthonormal columns on the left: B, B_reg, C, C⁻ᵀ, and which columns are lost.
 
-    QR, then the SVD of the small triangle with its columns scaled to 1, so that graded columns keep their digits. Columns
-    of B whose singular value is rounding error carry no information about V: they are marked lost, their value set to 1.
+    QR, then the SVD of the small triangle with its columns scaled to 1, so that graded columns keep their digits.
+    Columns of B whose singular value is rounding error carry no information about V: they are marked lost, their
+    value set to 1.
     """
     xp = namespace_of(V)
     n, r = V.shape[-2:]
@@ -284,7 +285,8 @@ def _orthogonalised(V, reg):
 def _in_the_papers_gauge(U, S, V, T):
     """(U S, V T) where rounding these costs at most two digits; else (U, V), the same matrix without the loss.
 
-    The rounding error of the product is at most ε |U| (|S| |T|ᵀ) |V|ᵀ: a Skeel condition number, blind to column scaling.
+    The rounding error of the product is at most ε |U| (|S| |T|ᵀ) |V|ᵀ: a Skeel condition number, blind to column
+    scaling.
     """
     if S is None:
         return LowRank._of(U, V)

@@ -59,11 +59,11 @@ def gap(approx, target, rank=None):
 
     Notes
     -----
-    QR of the stacked factors of W and X leaves an R × R core with all that is asked for, R the sum of the ranks, so the
-    cost is O((m + n) R²). The difference is taken on the core before any norm: ‖W‖² − 2⟨W, X⟩ + ‖X‖² would cancel. The
-    measurement is made in float64 where the array library has it, whatever the dtype of the factors. A dense or operator
-    term is formed, of course. Optimality of W_r is the Eckart–Young–Mirsky theorem; where σ_r = σ_{r+1} it is not unique,
-    and ``distance`` is to one of the best.
+    QR of the stacked factors of W and X leaves an R × R core with all that is asked for, R the sum of the ranks, so
+    the cost is O((m + n) R²). The difference is taken on the core before any norm: ‖W‖² − 2⟨W, X⟩ + ‖X‖² would
+    cancel. The measurement is made in float64 where the array library has it, whatever the dtype of the factors. A
+    dense or operator term is formed, of course. Optimality of W_r is the Eckart–Young–Mirsky theorem; where σ_r =
+    σ_{r+1} it is not unique, and ``distance`` is to one of the best.
 
     Examples
     --------
@@ -139,9 +139,7 @@ def principal_angles(A, B):
     inner = conj(A).mT @ B
     cosines = xp.linalg.svdvals(inner)
     sines = xp.flip(xp.linalg.svdvals(B - A @ inner), axis=-1)
-    angles = xp.where(
-        cosines**2 < 0.5, xp.acos(xp.clip(cosines, max=1.0)), xp.asin(xp.clip(sines, max=1.0))
-    )
+    angles = xp.where(cosines**2 < 0.5, xp.acos(xp.clip(cosines, max=1.0)), xp.asin(xp.clip(sines, max=1.0)))
     return xp.flip(angles, axis=-1)
 
 
@@ -163,7 +161,8 @@ class History:
     error, excess, distance : list of float
         As in :class:`Gap`.
     angle : list of float
-        Largest principal angle, in radians, between the iterate's and the optimal subspace, the worse of left and right.
+        Largest principal angle, in radians, between the iterate's and the optimal subspace, the worse of left and
+        right.
     condition : list of float
         2-norm condition number of the factors, the worse of the two.
     passes : list of int
@@ -187,9 +186,15 @@ class History:
 
     def __init__(self, rank=None):
         self.rank = rank
-        self._target = self._best = None
-        for column in self.columns:
-            setattr(self, column, [])
+        self.iteration: list[int] = []
+        self.error: list[float] = []
+        self.excess: list[float] = []
+        self.distance: list[float] = []
+        self.angle: list[float] = []
+        self.condition: list[float] = []
+        self.passes: list[int] = []
+        self._target: Any = None
+        self._best: Any = None
 
     def __call__(self, iterate):
         """Record one :class:`lorsum.Iterate`."""

@@ -1,5 +1,7 @@
 """Floor 1, the nouns: a low-rank matrix, and a sum of them that is never formed."""
 
+from typing import Any
+
 import numpy as np
 from array_api_compat import is_array_api_obj
 
@@ -25,6 +27,9 @@ class _Linear:
     """What a low-rank matrix and a sum have in common: arithmetic that computes nothing."""
 
     __slots__ = ()
+    shape: Any
+    T: Any
+    _times: Any
     __array_ufunc__ = None  # NumPy hands `2.0 * W` and `D + W` over to the methods below
     __array_priority__ = 1000
 
@@ -93,8 +98,9 @@ class _Linear:
 class LowRank(_Linear):
     """The matrix ``U @ V.T``, never formed.
 
-    Arithmetic (``+``, ``-``, ``*`` and ``/`` by a number) computes nothing and gives a :class:`LowRankSum`. ``@`` with an
-    array multiplies through the factors; with another low-rank matrix it gives a :class:`LowRank`. ``U, V = W`` unpacks.
+    Arithmetic (``+``, ``-``, ``*`` and ``/`` by a number) computes nothing and gives a :class:`LowRankSum`. ``@``
+    with an array multiplies through the factors; with another low-rank matrix it gives a :class:`LowRank`. ``U, V =
+    W`` unpacks.
 
     Parameters
     ----------
@@ -284,8 +290,9 @@ class LowRankSum(_Linear):
         sums = [as_sum(term) for term in terms]
         for i, (sum_, c) in enumerate(zip(sums, coefficients, strict=True)):
             if sum_ is None or (isinstance(terms[i], LowRankSum)):
-                raise TypeError(f"`terms[{i}]` is a {type(terms[i]).__name__}; a LowRank, an array or a LinearOperator "
-                                "is needed.")
+                raise TypeError(
+                    f"`terms[{i}]` is a {type(terms[i]).__name__}; a LowRank, an array or a LinearOperator is needed."
+                )
             if not is_scalar(c):
                 raise TypeError(f"`coefficients[{i}]` is a {type(c).__name__}; a number is needed.")
             check_addable(sums[0], sum_)
@@ -306,7 +313,8 @@ class LowRankSum(_Linear):
         Parameters
         ----------
         factors : sequence of pairs ``(weight_in, weight_out)``
-            ``weight_in`` = Vᵢᵀ of shape (..., r, n) and ``weight_out`` = Uᵢ of shape (..., m, r), in the listing's order.
+            ``weight_in`` = Vᵢᵀ of shape (..., r, n) and ``weight_out`` = Uᵢ of shape (..., m, r), in the listing's
+            order.
         coefficients : sequence of numbers
             The cᵢ.
 
@@ -370,7 +378,7 @@ class LowRankSum(_Linear):
 
     def named_arrays(self):
         """The same with the names that error messages use."""
-        named = {}
+        named: dict[str, Any] = {}
         for i, term in enumerate(self.terms):
             if isinstance(term, LowRank):
                 named |= {f"terms[{i}].U": term.U, f"terms[{i}].V": term.V}
@@ -395,7 +403,7 @@ class LowRankSum(_Linear):
         """Factors (…, m, R) and (…, n, R) whose product is a sum of low-rank terms; the coefficients go to the left."""
         pairs = list(zip(self.terms, self.coefficients, strict=True))
         if len(pairs) == 1:
-            (term, c), = pairs
+            ((term, c),) = pairs
             return _scaled(term.U, c), term.V
         xp = self.namespace
         return xp.concat([_scaled(A.U, c) for A, c in pairs], axis=-1), xp.concat([A.V for A, _ in pairs], axis=-1)
@@ -457,13 +465,12 @@ def as_sum(x, name=None):
         return LowRankSum._of((as_array(x, name or "array"),), (1,))
     if name is None:
         return None
-    raise TypeError(f"`{name}` is a {type(x).__name__}; a LowRank, a LowRankSum, an array or a LinearOperator is needed.")
-
-
+    kinds = "a LowRank, a LowRankSum, an array or a LinearOperator"
+    raise TypeError(f"`{name}` is a {type(x).__name__}; {kinds} is needed.")
 
 
 def fits_kernels(first, *others):
-    """True for low-rank matrices that the Numba kernels take: real NumPy arrays of one dtype, not a batch, and small."""
+    """True for low-rank matrices that the Numba kernels take: real NumPy arrays of one dtype, no batch, and small."""
     if not isinstance(first, LowRank) or first.U.ndim != 2 or first.dtype not in (np.float32, np.float64):
         return False
     for A in (first, *others):

@@ -60,8 +60,8 @@ def truncated_svd(A, rank, *, method="auto"):
 
     Notes
     -----
-    Optimality is the Eckart–Young–Mirsky theorem. The factored method is the rounding of tensor trains [1]_; its singular
-    values are exact to rounding, relative to the sizes of the terms.
+    Optimality is the Eckart–Young–Mirsky theorem. The factored method is the rounding of tensor trains [1]_; its
+    singular values are exact to rounding, relative to the sizes of the terms.
 
     References
     ----------

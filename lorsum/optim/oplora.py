@@ -23,8 +23,8 @@ class OPLoRAState(NamedTuple):
 class OPLoRA:
     """Optimally preconditioned LoRA (algorithm 1 of [1]_).
 
-    ``W ← LoRSum(W − ηG − ηαM)``, then ``M ← LoRSum(αM + G)``: the step is taken with the whole momentum, and the momentum
-    rounded to its own rank afterwards (equation 9).
+    ``W ← LoRSum(W − ηG − ηαM)``, then ``M ← LoRSum(αM + G)``: the step is taken with the whole momentum, and the
+    momentum rounded to its own rank afterwards (equation 9).
 
     Parameters
     ----------
@@ -47,9 +47,9 @@ class OPLoRA:
 
     Notes
     -----
-    M is balanced after each update, M = (U√s)(V√s)ᵀ. In the paper's linear task its factors otherwise drift apart, to norms
-    of 5e4 and 7e-3, and rounding or any ridge in the solve then outweighs the smaller one's Gram matrix: the excess climbs
-    back from 48 at epoch 50 to 1.5e3 at epoch 100.
+    M is balanced after each update, M = (U√s)(V√s)ᵀ. In the paper's linear task its factors otherwise drift apart, to
+    norms of 5e4 and 7e-3, and rounding or any ridge in the solve then outweighs the smaller one's Gram matrix: the
+    excess climbs back from 48 at epoch 50 to 1.5e3 at epoch 100.
 
     References
     ----------
@@ -121,8 +121,8 @@ class OPLoRA:
 class ProjectedOPLoRA(OPLoRA):
     """OPLoRA with LoFT's momentum, projected at each step on what the adapter's factors can express.
 
-    ``W ← LoRSum(W − ηG − ηα P_W(M))``, then ``M ← P_W(αM + G)``, where P_W(A) = P_U A + A P_V − P_U A P_V, P_U and P_V the
-    orthogonal projections on the columns of U and V: the tangent space of the rank-r matrices at W.
+    ``W ← LoRSum(W − ηG − ηα P_W(M))``, then ``M ← P_W(αM + G)``, where P_W(A) = P_U A + A P_V − P_U A P_V, P_U and
+    P_V the orthogonal projections on the columns of U and V: the tangent space of the rank-r matrices at W.
 
     Parameters
     ----------
@@ -151,7 +151,7 @@ class ProjectedOPLoRA(OPLoRA):
     def __post_init__(self):
         super().__post_init__()
         if self.momentum_rank is not None:
-            raise ValueError(f"`momentum_rank` is {self.momentum_rank}; a projected momentum has rank 2r, leave it None.")
+            raise ValueError(f"`momentum_rank` is {self.momentum_rank}; a projected M has rank 2r, leave it None.")
 
     def init(self, W, *, rng=None):
         """State before the first step. ``rng`` is not used: nothing here is random."""
@@ -183,4 +183,4 @@ def tangent_projection(W, A):
 def require_adapter(W):
     """An error unless W is a low-rank matrix."""
     if not isinstance(W, LowRank):
-        raise TypeError(f"`W` is a {type(W).__name__}; this rule trains a LowRank, use SGD or AdamW for other parameters.")
+        raise TypeError(f"`W` is a {type(W).__name__}; this rule trains a LowRank. SGD and AdamW take other arrays.")

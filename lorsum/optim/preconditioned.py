@@ -1,4 +1,4 @@
-"""Rules that precondition the factors' gradients with the Gram matrix of the other factor: ScaledGD, Riemannian LoRA."""
+"""Rules that precondition a factor's gradient with the other factor's Gram matrix: ScaledGD, Riemannian LoRA."""
 
 from dataclasses import dataclass
 
