@@ -15,11 +15,13 @@ from lorsum import optim, theory
 from lorsum.alternating import Iterate, lorsum
 from lorsum.diagnostics import Gap, History, gap, principal_angles
 from lorsum.lowrank import LowRank, LowRankSum
+from lorsum.metrics import Damped
 from lorsum.svd import TruncatedSVD, truncated_svd
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Damped",
     "Gap",
     "History",
     "Iterate",

@@ -1,11 +1,22 @@
 """Floor 2: LoRSum, the alternating least-squares updates that track the truncated SVD of a sum of low-rank matrices."""
 
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 from numpy.linalg import LinAlgError
 
-from lorsum._arrays import as_count, as_rank, computing_dtype, conj, eps, is_finite, is_scalar, is_traced, namespace_of
+from lorsum._arrays import (
+    as_count,
+    as_rank,
+    is_finite,
+    is_scalar,
+    is_traced,
+    namespace_of,
+)
+from lorsum._half_steps import gram_half_step, in_the_papers_gauge, qr_half_step, solved
+from lorsum._krylov import krylov
+from lorsum._preparation import prepared
 from lorsum.lowrank import LowRank, LowRankSum, as_sum, check_addable, fits_kernels, require_finite
 
 __all__ = ["Iterate", "least_squares_factor", "lorsum"]
@@ -28,10 +39,14 @@ def lorsum(
     reg=0.0,
     start="U",
     simultaneous=False,
+    metric=None,
     method="auto",
     solver="auto",
     gauge="paper",
+    oversample=0,
+    accelerate=None,
     callback=None,
+    rng=0,
 ):
     """Low-rank approximation of a sum of low-rank matrices by alternating least squares, the sum never being formed.
 
@@ -58,16 +73,29 @@ def lorsum(
     simultaneous : bool
         Update both factors from the last iterate, as Algorithm 2 is printed; ``start`` then has no effect. With one
         iteration and λ → 0 this is the preconditioned gradient step of ScaledGD and Riemannian LoRA.
-    method : {"auto", "direct"}
-        ``"direct"`` multiplies by all factors of ``target`` at each half-step.
+    metric : pair of metrics, optional
+        (M_U, M_V): the approximation is in the norm ‖M_U^½ (·) M_V^½‖, and the terms after the first are gradients,
+        which enter as M_U⁻¹ Aᵢ M_V⁻¹ (see Notes). Each is None for the identity, a vector for a diagonal, a positive
+        definite matrix, or a :class:`lorsum.Damped` low-rank matrix.
+    method : {"auto", "direct", "coefficients"}
+        ``"direct"`` multiplies by all factors of ``target`` at each half-step. ``"coefficients"`` compresses the
+        stacked factors once and iterates on small matrices, so that iterations cost next to nothing. ``"auto"`` takes
+        what costs fewer operations (see Notes). The iterates are the same up to rounding.
     solver : {"auto", "qr", "gram"}
         ``"qr"`` orthogonalises, and loses no digits to the conditioning of the factors; ``"gram"`` solves with the Gram
         matrix, which squares it, as the paper does. ``"auto"`` is ``"qr"``.
     gauge : {"paper", "balanced"}
         The factors of the result: those of the formulas above, or the same matrix as U√s and V√s (see
         :meth:`LowRank.balanced`), for a matrix whose factors live on from step to step.
+    oversample : int
+        Iterate at rank r + p and truncate to r at the end.
+    accelerate : {None, "krylov"}
+        ``"krylov"``: the best approximation of rank r in the span of all iterates, at the same number of products with
+        the target; for λ = 0. The result is balanced.
     callback : callable, optional
         Called with an :class:`Iterate` for the start and after each iteration; :class:`lorsum.History` is one.
+    rng : None, int or numpy.random.Generator
+        Source of the random columns of ``oversample``. The default is a fixed one: results are reproducible.
 
     Returns
     -------
@@ -97,6 +125,12 @@ def lorsum(
     dominant singular subspace by (σ_{r+1}/σ_r)² an iteration [1]_. Where a factor has dependent or zero columns, λ =
     0 is taken as the limit λ → 0: the minimiser nearest to U₀ (or V₀). So a zero factor of LoRA is no special case.
 
+    In operations, K iterations on a sum of stacked rank R cost K (m + n) (4Rr + 6r²) by the direct method; coefficients
+    cost 6 (m + n) R² + 2R³ + 2 (m + n) Rr + K (8R²r + 12Rr²), and need R < min(m, n).
+
+    With metrics, algorithm 2 of [2]_ is corrected so that a zero gradient is a fixed point: it is LoRSum on
+    L_Uᵀ W L_V, with M = L Lᵀ, and the proximal term is weighted alike.
+
     The proximal term is that of Listing 1 and equation 7 of [2]_; line 5 of Algorithm 2 misses a λI.
 
     References
@@ -117,35 +151,32 @@ def lorsum(
     True
     """
     target, init, reg = _checked(target, init, reg)
-    iters = as_count(iters, "iters", least=0)
-    _one_of("start", start, ("U", "V"))
-    _one_of("method", method, ("auto", "direct"))
-    _one_of("solver", solver, ("auto", "qr", "gram"))
-    _one_of("gauge", gauge, ("paper", "balanced"))
+    iters, p = as_count(iters, "iters", least=0), as_count(oversample, "oversample", least=0)
+    as_rank(init.rank + p, init.shape, "init.rank + oversample" if p else "init.rank")
+    _check_choices(start=start, method=method, solver=solver, gauge=gauge, accelerate=accelerate)
+    if accelerate and (simultaneous or reg is not None):
+        raise ValueError("`accelerate` is 'krylov', which needs `reg` = 0 and `simultaneous` = False.")
 
-    if solver == "auto" and iters and not simultaneous and callback is None and fits_kernels(*target.terms, init):
-        X = _by_kernel(target, init, iters, reg, start, gauge == "balanced")
-        if X is not None:
-            return X
-    dtype = target.dtype
-    computing = computing_dtype(namespace_of(*init), dtype)
-    W, X0 = target.astype(computing), init.astype(computing)
-    half_step = _gram_half_step if solver == "gram" else _qr_half_step
-    sweep = _simultaneous if simultaneous else _alternating
-    try:
-        X = sweep(W, X0, iters, reg, start, half_step, _observer(callback, target))
-    except Exception as error:
-        require_finite(target=target, init=as_sum(init))
-        if not type(error).__name__.endswith("LinAlgError"):  # torch has one of its own
-            raise
-        raise LinAlgError(
-            f"the Gram matrix of a factor is singular ({error}): its columns are dependent or zero. "
-            "Try `solver='qr'`, or `reg` > 0."
-        ) from error
-    if not is_finite(*X):
-        require_finite(target=target, init=as_sum(init))
-        raise OverflowError("`target` overflows its dtype in the products of its factors; scale it down.")
-    return (X.balanced() if gauge == "balanced" else X).astype(dtype)
+    W, X0, undo = prepared(target, init, iters, start, metric, method, p, rng)
+    balance = gauge == "balanced"
+
+    def finish(X):
+        for back in undo:
+            X = back(X)
+        return (X.balanced() if balance else X).astype(target.dtype)
+
+    with _errors_explained(target, init):
+        if solver == "auto" and not (simultaneous or accelerate or callback) and iters and fits_kernels(*W.terms, X0):
+            X = _by_kernel(W, X0, iters, reg, start, balance and not undo)
+            if X is not None:
+                return X if not undo else finish(X)
+        observe = _observer(callback, target, finish)
+        half_step = gram_half_step if solver == "gram" else qr_half_step
+        sweep = krylov if accelerate else _simultaneous if simultaneous else _alternating
+        X = finish(sweep(W, X0, iters, reg, start, half_step, observe))
+        if not is_finite(*X):
+            raise OverflowError("`target` overflows its dtype in the products of its factors; scale it down.")
+    return X
 
 
 def least_squares_factor(W, V, U0=None, reg=0.0):
@@ -182,7 +213,7 @@ def least_squares_factor(W, V, U0=None, reg=0.0):
     W = as_sum(W, "W")
     if U0 is None:
         U0 = namespace_of(V).zeros((*W.shape[:-1], V.shape[-1]), dtype=V.dtype, device=V.device)
-    return _half_step_in_the_papers_gauge(_qr_half_step, W, V, U0, _checked_reg(reg))
+    return solved(qr_half_step, W, V, U0, _checked_reg(reg))
 
 
 def _by_kernel(target, init, iters, reg, start, balance):
@@ -217,8 +248,8 @@ def _alternating(W, X0, iters, reg, start, half_step, observe):
                 U, S, V, T = half_step(W, V, T, S, X0.U, reg)
             else:
                 V, T, U, S = half_step(W.T, U, S, T, X0.V, reg)
-        observe(k + 1, _in_the_papers_gauge(U, S, V, T))
-    return _in_the_papers_gauge(U, S, V, T)
+        observe(k + 1, in_the_papers_gauge(U, S, V, T))
+    return in_the_papers_gauge(U, S, V, T)
 
 
 def _simultaneous(W, X0, iters, reg, start, half_step, observe):
@@ -226,91 +257,33 @@ def _simultaneous(W, X0, iters, reg, start, half_step, observe):
     X = X0
     observe(0, X0)
     for k in range(iters):
-        U = _half_step_in_the_papers_gauge(half_step, W, X.V, X0.U, reg)
-        V = _half_step_in_the_papers_gauge(half_step, W.T, X.U, X0.V, reg)
+        U = solved(half_step, W, X.V, X0.U, reg)
+        V = solved(half_step, W.T, X.U, X0.V, reg)
         X = LowRank._of(U, V)
         observe(k + 1, X)
     return X
 
 
-def _qr_half_step(W, V, T, S, U0, reg):
-    """U from V by orthogonalisation: returns U, S, V, T, where U S and V T are the factors of the formula.
-
-    Where λ = 0 the pair (U S, V T), T = S⁻ᵀ, is the same matrix as (U, V), and the iteration goes on with a V that is
-    orthonormal and U = W V. It never multiplies by S and T, which may be badly conditioned: that is where digits go.
-    """
-    if reg is None:
-        B, _, C, C_inverse_T, lost = _orthogonalised(V, None)
-        xp = namespace_of(B)
-        B = xp.where(lost, xp.zeros_like(B), B)
-        T, S = _after(C, T), _after(C_inverse_T, S)
-        return xp.where(lost, U0 @ T.mT, W @ conj(B)), S, B, T
-    B, B_reg, C, C_inverse_T, lost = _orthogonalised(V, reg)
-    xp = namespace_of(B)
-    U = xp.where(lost, U0 @ C.mT, W @ conj(B) + reg**0.5 * (U0 @ conj(B_reg)))
-    return U @ C_inverse_T, None, V, None
-
-
-def _gram_half_step(W, V, T, S, U0, reg):
-    """The same with the Gram matrix, as the paper and its Listing 1 solve it."""
-    xp = namespace_of(V)
-    gram, right = V.mT @ conj(V), W @ conj(V)
-    if reg is not None:
-        gram, right = gram + reg * xp.eye(V.shape[-1], dtype=V.dtype, device=V.device), right + reg * U0
-    return xp.linalg.solve(gram.mT, right.mT).mT, None, V, None
-
-
-def _orthogonalised(V, reg):
-    """[V; √λI] = [B; B_reg] C with orthonormal columns on the left: B, B_reg, C, C⁻ᵀ, and which columns are lost.
-
-    QR, then the SVD of the small triangle with its columns scaled to 1, so that graded columns keep their digits.
-    Columns of B whose singular value is rounding error carry no information about V: they are marked lost, their
-    value set to 1.
-    """
-    xp = namespace_of(V)
-    n, r = V.shape[-2:]
-    if reg is not None:
-        ridge = xp.broadcast_to(reg**0.5 * xp.eye(r, dtype=V.dtype, device=V.device), (*V.shape[:-2], r, r))
-        V = xp.concat([V, ridge], axis=-2)
-    Q, R = xp.linalg.qr(V, mode="reduced")
-    size = xp.max(xp.abs(R), axis=-2, keepdims=True)
-    size = xp.where(size > 0, size, xp.ones_like(size))
-    P, s, Zh = xp.linalg.svd(R / size, full_matrices=False)
-    lost = s <= r**0.5 * eps(xp, s.dtype) * s[..., :1]
-    s = xp.where(lost, xp.ones_like(s), s)[..., None]
-    B = Q @ P
-    return B[..., :n, :], B[..., n:, :], s * Zh * size, conj(Zh) / (s * size), lost[..., None, :]
-
-
-def _in_the_papers_gauge(U, S, V, T):
-    """(U S, V T) where rounding these costs at most two digits; else (U, V), the same matrix without the loss.
-
-    The rounding error of the product is at most ε |U| (|S| |T|ᵀ) |V|ᵀ: a Skeel condition number, blind to column
-    scaling.
-    """
-    if S is None:
-        return LowRank._of(U, V)
-    xp = namespace_of(T)
-    skeel = xp.max(xp.sum(xp.abs(S) @ xp.abs(T).mT, axis=-1, keepdims=True), axis=-2, keepdims=True)
-    harmless = skeel <= 100
-    return LowRank._of(xp.where(harmless, U @ S, U), xp.where(harmless, V @ T, V))
-
-
-def _after(C, T):
-    return C if T is None else C @ T
-
-
-def _half_step_in_the_papers_gauge(half_step, W, V, U0, reg):
-    U, S, *_ = half_step(W, V, None, None, U0, reg)
-    return U if S is None else U @ S
-
-
-def _observer(callback, target):
+def _observer(callback, target, finish):
     """What the sweeps call with each iterate: the user's callback, or nothing."""
     if callback is None:
         return lambda k, X: None
-    dtype = target.dtype
-    return lambda k, X: callback(Iterate(k, X.astype(dtype), target, 2 * k))
+    return lambda k, X: callback(Iterate(k, finish(X), target, 2 * k))
+
+
+@contextmanager
+def _errors_explained(target, init):
+    """Say which argument was at fault when the array library gives up, or when its result is not finite."""
+    try:
+        yield
+    except Exception as error:
+        require_finite(target=target, init=as_sum(init))
+        if not type(error).__name__.endswith("LinAlgError"):  # torch has one of its own
+            raise
+        raise LinAlgError(
+            f"the Gram matrix of a factor is singular ({error}): its columns are dependent or zero. "
+            "Try `solver='qr'`, or `reg` > 0."
+        ) from error
 
 
 def _checked(target, init, reg):
@@ -325,7 +298,6 @@ def _checked(target, init, reg):
     if init.shape != sum_.shape:
         raise ValueError(f"`init` has shape {init.shape} and `target` {sum_.shape}: they must be equal.")
     check_addable(sum_, as_sum(init))
-    as_rank(init.rank, init.shape, "init.rank")
     return sum_, init, _checked_reg(reg)
 
 
@@ -340,6 +312,14 @@ def _checked_reg(reg):
     return reg or None
 
 
-def _one_of(name, value, choices):
-    if value not in choices:
-        raise ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(map(repr, choices))}.")
+def _check_choices(**chosen):
+    choices = {
+        "start": ("U", "V"),
+        "method": ("auto", "direct", "coefficients"),
+        "solver": ("auto", "qr", "gram"),
+        "gauge": ("paper", "balanced"),
+        "accelerate": (None, "krylov"),
+    }
+    for name, value in chosen.items():
+        if value not in choices[name]:
+            raise ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(map(repr, choices[name]))}.")

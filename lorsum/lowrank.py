@@ -471,11 +471,11 @@ def as_sum(x, name=None):
 
 def fits_kernels(first, *others):
     """True for low-rank matrices that the Numba kernels take: real NumPy arrays of one dtype, no batch, and small."""
-    if not isinstance(first, LowRank) or first.U.ndim != 2 or first.dtype not in (np.float32, np.float64):
-        return False
     for A in (first, *others):
         if not (isinstance(A, LowRank) and type(A.U) is np.ndarray and A.dtype == first.dtype):
             return False
+    if first.U.ndim != 2 or first.dtype not in (np.float32, np.float64):
+        return False
     return sum(A.U.size + A.V.size for A in (first, *others)) <= 2**20
 
 

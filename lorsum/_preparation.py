@@ -1,0 +1,73 @@
+"""What is done to a problem before LoRSum iterates on it, and the way back: metrics, oversampling, compression."""
+
+from collections.abc import Callable
+
+from lorsum._arrays import computing_dtype, conj, normal, scale_of
+from lorsum.lowrank import LowRank, LowRankSum
+from lorsum.metrics import whitened
+from lorsum.svd import truncated_svd
+
+__all__ = ["coefficients_cost_less", "prepared"]
+
+
+def prepared(target, init, iters, start, metric, method, oversample, rng):
+    """The problem that is iterated on, its start, and what leads back from its solution, in this order."""
+    computing = computing_dtype(target.namespace, target.dtype)
+    W, X0 = target.astype(computing), init.astype(computing)
+    undo: list[Callable] = []
+    if metric is not None:
+        W, X0, back = whitened(W, X0, metric)
+        undo.insert(0, back)
+    if oversample:
+        X0 = _extended(W, X0, oversample, start, rng)
+        undo.insert(0, lambda X: truncated_svd(X, init.rank).to_lowrank())
+    if method == "coefficients" and not W.is_factored:
+        raise ValueError("`method` is 'coefficients', but a term of `target` is not a LowRank: use 'direct'.")
+    if method == "coefficients" or (method == "auto" and coefficients_cost_less(W, X0.rank, iters)):
+        W, X0, back = _compressed(W, X0)
+        undo.insert(0, back)
+    return W, X0, undo
+
+
+def coefficients_cost_less(W, rank, iters):
+    """The cost model of ``method="auto"``, in operations; a QR's count half as much again, since they run slower.
+
+    For an m × n sum of stacked rank R and factors of rank r, K iterations cost K (m + n) (4Rr + 6r²) by the direct
+    method. Coefficients cost 6 (m + n) R² + 2R³ to compress, 2 (m + n) Rr to expand, and K (8R²r + 12Rr²) between.
+    """
+    if not W.is_factored:
+        return False
+    m, n = W.shape[-2:]
+    R, r = sum(term.rank for term in W.terms), rank
+    if min(m, n) <= R:
+        return False
+    direct = iters * (m + n) * (4 * R * r + 6 * r**2)
+    compressing = 6 * (m + n) * R**2 + 2 * R**3 + 2 * (m + n) * R * r
+    return compressing + iters * (8 * R**2 * r + 12 * R * r**2) < direct
+
+
+def _compressed(W, X0):
+    """W and X₀ in orthonormal bases of all their factors: small matrices, and the way back."""
+
+    def compressed(stack, factor, known):
+        spanning = stack if factor is known else W.namespace.concat([stack, factor], axis=-1)
+        Q, R = W.namespace.linalg.qr(spanning, mode="reduced")
+        return Q, R[..., : stack.shape[-1]], conj(Q).mT @ factor
+
+    (Qu, Ru, U), (Qv, Rv, V) = map(compressed, W.stacked(), X0, W.terms[0])
+    core = LowRankSum._of((Ru @ Rv.mT,), (1,))
+    return core, LowRank._of(U, V), lambda X: LowRank._of(Qu @ X.U, Qv @ X.V)
+
+
+def _extended(W, X0, p, start, rng):
+    """X₀ with p more columns: random combinations of the target's on the side used first, zeros on the other."""
+    used, other = (X0.V, X0.U) if start == "U" else (X0.U, X0.V)
+    xp = W.namespace
+    if W.is_factored:
+        stack = W.stacked()[1 if start == "U" else 0]
+        extra = stack / scale_of(stack) @ normal((stack.shape[-1], p), stack, rng)
+    else:
+        extra = xp.broadcast_to(normal((used.shape[-2], p), used, rng), (*used.shape[:-1], p))
+    used = xp.concat([used, extra], axis=-1)
+    other = xp.concat([other, xp.zeros((*other.shape[:-1], p), dtype=other.dtype, device=other.device)], axis=-1)
+    return LowRank._of(other, used) if start == "U" else LowRank._of(used, other)
