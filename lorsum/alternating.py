@@ -22,6 +22,15 @@ from lorsum.lowrank import LowRank, LowRankSum, as_sum, check_addable, fits_kern
 __all__ = ["Iterate", "least_squares_factor", "lorsum"]
 
 
+_CHOICES = {
+    "start": ("U", "V"),
+    "method": ("auto", "direct", "coefficients"),
+    "solver": ("auto", "qr", "gram"),
+    "gauge": ("paper", "balanced"),
+    "accelerate": (None, "krylov"),
+}
+
+
 class Iterate(NamedTuple):
     """What a callback of :func:`lorsum` receives: the start (iteration 0), then each iterate."""
 
@@ -157,23 +166,23 @@ def lorsum(
     if accelerate and (simultaneous or reg is not None):
         raise ValueError("`accelerate` is 'krylov', which needs `reg` = 0 and `simultaneous` = False.")
 
+    plain = metric is None and not (p or simultaneous or accelerate or callback)
+    if plain and iters and solver == "auto" and method != "coefficients" and fits_kernels(*target.terms, init):
+        X = _by_kernel(target, init, iters, reg, start, gauge == "balanced")
+        if X is not None:
+            return X
+
     W, X0, undo = prepared(target, init, iters, start, metric, method, p, rng)
-    balance = gauge == "balanced"
 
     def finish(X):
         for back in undo:
             X = back(X)
-        return (X.balanced() if balance else X).astype(target.dtype)
+        return (X.balanced() if gauge == "balanced" else X).astype(target.dtype)
 
+    half_step = gram_half_step if solver == "gram" else qr_half_step
+    sweep = krylov if accelerate else _simultaneous if simultaneous else _alternating
     with _errors_explained(target, init):
-        if solver == "auto" and not (simultaneous or accelerate or callback) and iters and fits_kernels(*W.terms, X0):
-            X = _by_kernel(W, X0, iters, reg, start, balance and not undo)
-            if X is not None:
-                return X if not undo else finish(X)
-        observe = _observer(callback, target, finish)
-        half_step = gram_half_step if solver == "gram" else qr_half_step
-        sweep = krylov if accelerate else _simultaneous if simultaneous else _alternating
-        X = finish(sweep(W, X0, iters, reg, start, half_step, observe))
+        X = finish(sweep(W, X0, iters, reg, start, half_step, _observer(callback, target, finish)))
         if not is_finite(*X):
             raise OverflowError("`target` overflows its dtype in the products of its factors; scale it down.")
     return X
@@ -313,13 +322,6 @@ def _checked_reg(reg):
 
 
 def _check_choices(**chosen):
-    choices = {
-        "start": ("U", "V"),
-        "method": ("auto", "direct", "coefficients"),
-        "solver": ("auto", "qr", "gram"),
-        "gauge": ("paper", "balanced"),
-        "accelerate": (None, "krylov"),
-    }
     for name, value in chosen.items():
-        if value not in choices[name]:
-            raise ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(map(repr, choices[name]))}.")
+        if value not in _CHOICES[name]:
+            raise ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(map(repr, _CHOICES[name]))}.")

@@ -4,8 +4,9 @@ import os
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 os.environ["MPLBACKEND"] = "Agg"
 
-import numpy  # noqa: F401  (loaded here, to be limited below)
-import scipy.linalg  # noqa: F401
+import numpy as np
+import pytest
+import scipy.linalg  # noqa: F401  (loaded here, to be limited below)
 from hypothesis import settings
 from threadpoolctl import threadpool_limits
 
@@ -15,3 +16,20 @@ settings.register_profile("quick", max_examples=30, deadline=None)
 settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("long", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+@pytest.fixture(params=["numpy", "torch", "jax", "array_api_strict"])
+def library(request):
+    """An array library, as the function that makes its arrays of NumPy's, in double precision where they are."""
+    if request.param == "numpy":
+        yield np.asarray
+    elif request.param == "torch":
+        yield pytest.importorskip("torch").as_tensor
+    elif request.param == "jax":
+        jax = pytest.importorskip("jax")
+        before = jax.config.jax_enable_x64
+        jax.config.update("jax_enable_x64", True)
+        yield jax.numpy.asarray
+        jax.config.update("jax_enable_x64", before)
+    else:
+        yield pytest.importorskip("array_api_strict").asarray
