@@ -13,6 +13,7 @@ True
 
 from lorsum import optim, theory
 from lorsum.alternating import Iterate, lorsum
+from lorsum.certified import Certified, lorsum_until
 from lorsum.diagnostics import Gap, History, gap, principal_angles
 from lorsum.lowrank import LowRank, LowRankSum
 from lorsum.metrics import Damped
@@ -21,6 +22,7 @@ from lorsum.svd import TruncatedSVD, truncated_svd
 __version__ = "0.1.0"
 
 __all__ = [
+    "Certified",
     "Damped",
     "Gap",
     "History",
@@ -30,6 +32,7 @@ __all__ = [
     "TruncatedSVD",
     "gap",
     "lorsum",
+    "lorsum_until",
     "optim",
     "principal_angles",
     "theory",

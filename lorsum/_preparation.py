@@ -7,7 +7,7 @@ from lorsum.lowrank import LowRank, LowRankSum
 from lorsum.metrics import whitened
 from lorsum.svd import truncated_svd
 
-__all__ = ["coefficients_cost_less", "prepared"]
+__all__ = ["coefficients_cost_less", "compressed", "prepared"]
 
 
 def prepared(target, init, iters, start, metric, method, oversample, rng):
@@ -24,7 +24,7 @@ def prepared(target, init, iters, start, metric, method, oversample, rng):
     if method == "coefficients" and not W.is_factored:
         raise ValueError("`method` is 'coefficients', but a term of `target` is not a LowRank: use 'direct'.")
     if method == "coefficients" or (method == "auto" and coefficients_cost_less(W, X0.rank, iters)):
-        W, X0, back = _compressed(W, X0)
+        W, X0, back = compressed(W, X0)
         undo.insert(0, back)
     return W, X0, undo
 
@@ -46,15 +46,15 @@ def coefficients_cost_less(W, rank, iters):
     return compressing + iters * (8 * R**2 * r + 12 * R * r**2) < direct
 
 
-def _compressed(W, X0):
+def compressed(W, X0):
     """W and X₀ in orthonormal bases of all their factors: small matrices, and the way back."""
 
-    def compressed(stack, factor, known):
+    def in_a_basis(stack, factor, known):
         spanning = stack if factor is known else W.namespace.concat([stack, factor], axis=-1)
         Q, R = W.namespace.linalg.qr(spanning, mode="reduced")
         return Q, R[..., : stack.shape[-1]], conj(Q).mT @ factor
 
-    (Qu, Ru, U), (Qv, Rv, V) = map(compressed, W.stacked(), X0, W.terms[0])
+    (Qu, Ru, U), (Qv, Rv, V) = map(in_a_basis, W.stacked(), X0, W.terms[0])
     core = LowRankSum._of((Ru @ Rv.mT,), (1,))
     return core, LowRank._of(U, V), lambda X: LowRank._of(Qu @ X.U, Qv @ X.V)
 

@@ -166,7 +166,7 @@ def lorsum(
     if accelerate and (simultaneous or reg is not None):
         raise ValueError("`accelerate` is 'krylov', which needs `reg` = 0 and `simultaneous` = False.")
 
-    plain = metric is None and not (p or simultaneous or accelerate or callback)
+    plain = metric is None and callback is None and not (p or simultaneous or accelerate)
     if plain and iters and solver == "auto" and method != "coefficients" and fits_kernels(*target.terms, init):
         X = _by_kernel(target, init, iters, reg, start, gauge == "balanced")
         if X is not None:

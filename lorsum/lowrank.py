@@ -28,6 +28,7 @@ class _Linear:
 
     __slots__ = ()
     shape: Any
+    dtype: Any
     T: Any
     _times: Any
     __array_ufunc__ = None  # NumPy hands `2.0 * W` and `D + W` over to the methods below
@@ -88,6 +89,35 @@ class _Linear:
             return NotImplemented
         product = self.T @ (other if other.ndim == 1 else other.mT)
         return product if other.ndim == 1 else product.mT
+
+    def as_linear_operator(self):
+        """The matrix as a SciPy ``LinearOperator``, for NumPy arrays without batch dimensions; nothing is formed.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from scipy.sparse.linalg import svds
+        >>> W = LowRank(np.eye(9, 3), np.eye(7, 3) * [1.0, 2.0, 3.0])
+        >>> float(svds((W + W).as_linear_operator(), k=1, return_singular_vectors=False)[0].round(10))
+        6.0
+        """
+        from scipy.sparse.linalg import LinearOperator
+
+        if self.ndim != 2 or not isinstance(_an_array(as_sum(self)), np.ndarray):
+            raise TypeError(f"{self!r} is no single matrix of NumPy arrays, which a LinearOperator needs.")
+        adjoint = self.T
+
+        def times_adjoint(X):
+            return (adjoint @ X.conj()).conj()
+
+        return LinearOperator(
+            self.shape,
+            matvec=self.__matmul__,
+            rmatvec=times_adjoint,
+            matmat=self.__matmul__,
+            rmatmat=times_adjoint,
+            dtype=self.dtype,
+        )
 
     @property
     def ndim(self):

@@ -9,7 +9,7 @@ __all__ = ["Damped", "Root", "root_of", "whitened"]
 
 
 class Damped(NamedTuple):
-    """The positive definite matrix A + δI, with A = U Vᵀ symmetric, positive semidefinite and of low rank.
+    """The positive definite matrix (A + δI)^γ, with A = U Vᵀ symmetric, positive semidefinite and of low rank.
 
     Attributes
     ----------
@@ -17,17 +17,20 @@ class Damped(NamedTuple):
         Its symmetric part is meant, and what is negative of it is taken as zero.
     damping : float
         δ > 0.
+    power : float
+        γ; 1 for K-FAC, 1/4 for Shampoo.
 
     Examples
     --------
     >>> import numpy as np
     >>> X = np.ones((4, 1))
     >>> Damped(LowRank(X, X), 0.5)
-    Damped(A=LowRank(4 × 4, rank 1, float64), damping=0.5)
+    Damped(A=LowRank(4 × 4, rank 1, float64), damping=0.5, power=1.0)
     """
 
     A: LowRank
     damping: float
+    power: float = 1.0
 
 
 class Root(NamedTuple):
@@ -132,8 +135,8 @@ def root_of(M, size, like, name="M"):
 
 
 def _damped_root(M, size, like, name):
-    """The symmetric root Q (√(s + δ) − √δ) Qᵀ + √δ I, from A = Q diag(s) Qᵀ."""
-    A, damping = M
+    """The symmetric root Q ((s + δ)^γ/2 − δ^γ/2) Qᵀ + δ^γ/2 I, from A = Q diag(s) Qᵀ."""
+    A, damping, power = M
     if A.shape[-2:] != (size, size):
         raise ValueError(f"`{name}` has shape {A.shape}; ({size}, {size}) is needed.")
     if not is_scalar(damping) or (not is_traced(damping) and not 0 < float(damping) < float("inf")):
@@ -144,9 +147,8 @@ def _damped_root(M, size, like, name):
     core = Q.mT @ (A @ Q)
     s, Z = xp.linalg.eigh((core + core.mT) / 2)
     Q, s = Q @ Z, xp.where(s > 0, s, xp.zeros_like(s))
-    d = damping**0.5
-    up = (xp.sqrt(s + damping) - d)[..., None]
-    down = (1 / xp.sqrt(s + damping) - 1 / d)[..., None]
+    d, lifted = damping ** (power / 2), (s + damping) ** (power / 2)
+    up, down = (lifted - d)[..., None], (1 / lifted - 1 / d)[..., None]
 
     def root(X):
         return d * X + Q @ (up * (Q.mT @ X))

@@ -23,14 +23,19 @@ from lorsum.optim.factors import SGD, AdamW
 from lorsum.optim.matrices import Full, SVDLoRA
 from lorsum.optim.oplora import OPLoRA, ProjectedOPLoRA
 from lorsum.optim.preconditioned import PreconditionedAdamW, PreconditionedSGD
+from lorsum.optim.scaled import KFAC, DiagonalScale, ScaledOPLoRA, Shampoo
 
 __all__ = [
+    "KFAC",
     "SGD",
     "AdamW",
+    "DiagonalScale",
     "Full",
     "OPLoRA",
     "PreconditionedAdamW",
     "PreconditionedSGD",
     "ProjectedOPLoRA",
     "SVDLoRA",
+    "ScaledOPLoRA",
+    "Shampoo",
 ]

@@ -4,7 +4,7 @@ import math
 
 from lorsum._arrays import is_scalar, is_traced
 
-__all__ = ["check_betas", "check_fraction", "check_lr", "check_nonnegative", "lr_at"]
+__all__ = ["check_betas", "check_fraction", "check_lr", "check_nonnegative", "check_positive", "lr_at"]
 
 
 def lr_at(lr, count):
@@ -24,6 +24,13 @@ def check_nonnegative(name, value):
         raise TypeError(f"`{name}` is {value!r}; a number is needed.")
     if not is_traced(value) and not 0 <= float(value) < math.inf:
         raise ValueError(f"`{name}` is {value}; it must be finite and at least 0.")
+
+
+def check_positive(name, value):
+    """An error unless ``value`` is a finite number above 0."""
+    check_nonnegative(name, value)
+    if not is_traced(value) and float(value) == 0:
+        raise ValueError(f"`{name}` is 0; it must be above 0.")
 
 
 def check_fraction(name, value):

@@ -97,23 +97,26 @@ class OPLoRA:
     def step(self, W, G, state):
         """``(W, state)`` after a step along G, the gradient with respect to the matrix W."""
         require_adapter(W)
-        lr, M, G = lr_at(self.lr, state.count), state.M, as_sum(G, "G")
-        if M is None:
-            return self.rounded(W - lr * G, lr * self.reg), OPLoRAState(state.count + 1, None)
-        W = self.rounded(W - lr * G - lr * self.momentum * M, lr * self.reg)
-        M = self.rounded(self.momentum * M + G, 0.0, gauge="balanced")
+        W, M = self.moved(W, G, state.M, lr_at(self.lr, state.count))
         return W, OPLoRAState(state.count + 1, M)
 
-    def rounded(self, target, reg, gauge="paper"):
+    def moved(self, W, G, M, lr, metric=None):
+        """W and M after a step (algorithm 1, lines 16 to 20); M is None without momentum."""
+        G = as_sum(G, "G")
+        if M is None:
+            return self.rounded(W - lr * G, reg=lr * self.reg, metric=metric), None
+        W = self.rounded(W - lr * G - lr * self.momentum * M, reg=lr * self.reg, metric=metric)
+        return W, self.rounded(self.momentum * M + G, gauge="balanced")
+
+    def rounded(self, target, **options):
         """LoRSum with this rule's options."""
         return lorsum(
             target,
             iters=self.iters,
-            reg=reg,
             start=self.start,
             simultaneous=self.simultaneous,
             method=self.method,
-            gauge=gauge,
+            **options,
         )
 
 
@@ -166,7 +169,7 @@ class ProjectedOPLoRA(OPLoRA):
         lr, M, G = lr_at(self.lr, state.count), state.M, as_sum(G, "G")
         if M is None:
             return super().step(W, G, state)
-        stepped = self.rounded(W - lr * G - lr * self.momentum * tangent_projection(W, M), lr * self.reg)
+        stepped = self.rounded(W - lr * G - lr * self.momentum * tangent_projection(W, M), reg=lr * self.reg)
         return stepped, OPLoRAState(state.count + 1, tangent_projection(W, self.momentum * M + G))
 
 

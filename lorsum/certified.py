@@ -1,0 +1,134 @@
+"""Floor 2: LoRSum until its result is certified to be close to the truncated SVD."""
+
+from typing import NamedTuple
+
+from numpy.linalg import LinAlgError
+
+from lorsum._arrays import as_count, computing_dtype, eps, frobenius, is_scalar, namespace_of
+from lorsum._preparation import compressed
+from lorsum.alternating import lorsum
+from lorsum.diagnostics import Gap, gap
+from lorsum.lowrank import LowRank, as_sum, check_addable, require_finite
+
+__all__ = ["Certified", "lorsum_until"]
+
+PATIENCE = 3  # iterations without progress after which a stationary point is taken for what it is
+
+
+class Certified(NamedTuple):
+    """A result of :func:`lorsum_until`.
+
+    Attributes
+    ----------
+    approx : LowRank
+        The approximation.
+    gap : Gap
+        How far it is from the truncated SVD, measured on the result itself.
+    iters : int
+        Iterations that it took.
+    """
+
+    approx: LowRank
+    gap: Gap
+    iters: int
+
+
+def lorsum_until(target, tol, *, init=None, max_iters=1000, accelerate=None, rng=0):
+    """Alternating updates until the excess over the best approximation is certified to be below a tolerance.
+
+    Parameters
+    ----------
+    target : LowRankSum or LowRank
+        The matrix, shape (m, n), a sum of low-rank terms.
+    tol : float
+        Largest excess that is accepted: error ≤ (1 + tol) ‖W − W_r‖, Frobenius norms.
+    init : LowRank, optional
+        Where to start, and the rank; default: the first term.
+    max_iters : int
+        Iterations after which to give up.
+    accelerate : {None, "krylov"}
+        As for :func:`lorsum`; the block Krylov space is then built anew at each power of two of iterations.
+    rng : None, int or numpy.random.Generator
+        Source of the random direction that leaves a stationary point which is not the optimum.
+
+    Returns
+    -------
+    Certified
+        The approximation, its measured gap, and the number of iterations.
+
+    Raises
+    ------
+    LinAlgError
+        If the tolerance is not reached in ``max_iters`` iterations.
+    ValueError
+        If an argument is out of range, or a term is not low-rank.
+
+    Notes
+    -----
+    A vanishing residual is no certificate: started on the singular vectors v₁, v₂, v₄, the iteration is stationary, and
+    misses v₃. Here the optimum itself is known: in orthonormal bases of the stacked factors the target is an R × R
+    matrix with the same singular values, and the error of each iterate is measured against their tail. An iterate that
+    stands still above the tolerance gets a random direction added, by which it leaves.
+
+    Tolerances below rounding cannot be certified: relative to ‖W‖ the error is measured to about R ε.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> A = LowRank(np.eye(6, 4) * [4.0, 3, 2, 1], np.eye(5, 4))
+    >>> stuck = LowRank(np.eye(6, 4)[:, [0, 1, 3]], np.eye(5, 4)[:, [0, 1, 3]])
+    >>> lorsum(A + 0 * A, init=stuck, iters=100).singular_values().round(6)
+    array([4., 3., 1.])
+    >>> lorsum_until(A, 1e-6, init=stuck).approx.singular_values().round(6)
+    array([4., 3., 2.])
+    """
+    target = as_sum(target, "target")
+    init = target.terms[0] if init is None else init
+    tol, max_iters = _checked(target, init, tol), as_count(max_iters, "max_iters", least=1)
+
+    computing = computing_dtype(target.namespace, target.dtype)
+    W, X, expanded = compressed(target.astype(computing), init.astype(computing))
+    core = W.to_dense()
+    largest = _largest_error(core, X.rank, tol)
+    errors, done = [float(frobenius(core - X.to_dense()))], 0
+    while errors[-1] > largest and done < max_iters:
+        iters = min(max(done, 1), max_iters - done) if accelerate else 1
+        extra = int(_stands_still(errors) and X.rank < min(core.shape))
+        X = lorsum(W, init=X, iters=iters, accelerate=accelerate, gauge="balanced", oversample=extra, rng=rng)
+        errors.append(float(frobenius(core - X.to_dense())))
+        done += iters
+    if errors[-1] > largest:
+        raise LinAlgError(
+            f"the error is {errors[-1]:.6g} after `max_iters` = {max_iters} iterations; `tol` asks for {largest:.6g}. "
+            "Try `accelerate='krylov'` or truncated_svd, which is exact."
+        )
+    X = expanded(X).astype(target.dtype)
+    return Certified(X, gap(X, target), done)
+
+
+def _largest_error(core, rank, tol):
+    """(1 + tol) times the Eckart–Young optimum, and what rounding adds to any measured error."""
+    xp = namespace_of(core)
+    s = xp.linalg.svdvals(core)
+    rounding = 2 * max(core.shape) * eps(xp, core.dtype) * float(frobenius(core))
+    return (1 + tol) * float(frobenius(s[None, rank:])) + rounding
+
+
+def _stands_still(errors):
+    """True if the last iterations brought next to nothing."""
+    return len(errors) > PATIENCE and errors[-1] > (1 - 1e-3) * errors[-1 - PATIENCE]
+
+
+def _checked(target, init, tol):
+    """The tolerance as a float, after a look at all that is not its own check."""
+    if not isinstance(init, LowRank):
+        raise TypeError(f"`init` is a {type(init).__name__}; a LowRank is needed.")
+    if not target.is_factored or len(target.shape) > 2:
+        raise ValueError("`target` has a term that is no LowRank, or is a batch; one sum of low-rank terms is needed.")
+    if init.shape != target.shape:
+        raise ValueError(f"`init` has shape {init.shape} and `target` {target.shape}: they must be equal.")
+    check_addable(target, as_sum(init))
+    require_finite(target=target, init=as_sum(init))
+    if not is_scalar(tol) or not 0 <= float(tol) < float("inf"):
+        raise ValueError(f"`tol` is {tol}; a finite number of at least 0 is needed.")
+    return float(tol)

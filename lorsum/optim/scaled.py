@@ -1,0 +1,236 @@
+"""Scaled OPLoRA: the step is measured, and rounded, in a metric that is estimated from the gradients (appendix B)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+from lorsum._arrays import as_count, namespace_of, normal
+from lorsum.alternating import lorsum
+from lorsum.lowrank import LowRank, as_sum
+from lorsum.metrics import Damped
+from lorsum.optim._options import check_fraction, check_nonnegative, check_positive, lr_at
+from lorsum.optim.oplora import OPLoRA, require_adapter
+
+__all__ = ["KFAC", "DiagonalScale", "Scale", "ScaledOPLoRA", "Shampoo"]
+
+
+class Scale(Protocol):
+    """How a metric is estimated: what :class:`ScaledOPLoRA` asks of its ``scale``."""
+
+    def init(self, W: Any, rng: Any) -> Any:
+        """The estimates before the first step."""
+
+    def update(self, D: Any, G: Any) -> Any:
+        """The estimates after a gradient."""
+
+    def metric(self, D: Any, count: Any) -> Any:
+        """The pair (M_U, M_V) after ``count`` updates."""
+
+
+class ScaledOPLoRAState(NamedTuple):
+    """Steps done, the momentum M (None without momentum), and the estimates of the scale."""
+
+    count: Any
+    M: LowRank | None
+    D: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LowRankScale:
+    """Running averages D ← LoRSum(βD + (1 − β) new) of two positive semidefinite matrices; M = (D + δI)^γ."""
+
+    power: ClassVar[float]
+    moments: ClassVar[Callable]
+
+    rank: int = 8
+    smoothing: float = 0.95
+    damping: float = 1e-3
+    iters: int = 1
+
+    def __post_init__(self):
+        as_count(self.rank, "rank", least=1)
+        as_count(self.iters, "iters", least=1)
+        check_fraction("smoothing", self.smoothing)
+        check_positive("damping", self.damping)
+
+    def init(self, W, rng):
+        """Zero, with one random factor each: two zero factors would stay zero for ever."""
+
+        def zero(factor):
+            *batch, d, _ = factor.shape
+            shape = (*batch, d, min(self.rank, d))
+            xp = namespace_of(factor)
+            return LowRank(xp.zeros(shape, dtype=factor.dtype, device=factor.device), normal(shape, factor, rng))
+
+        return zero(W.U), zero(W.V)
+
+    def update(self, D, G):
+        """Both averages, after a gradient."""
+        beta = self.smoothing
+        return tuple(
+            lorsum(beta * old + (1 - beta) * new, iters=self.iters, gauge="balanced")
+            for old, new in zip(D, self.moments(G), strict=True)
+        )
+
+    def metric(self, D, count):
+        """The averages without their bias towards the zero they started from, damped."""
+        unbiased = 1 - self.smoothing**count
+        return tuple(Damped(LowRank(A.U / unbiased, A.V), self.damping, self.power) for A in D)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KFAC(_LowRankScale):
+    """K-FAC's metric: running averages of SᵀS / B and XᵀX / B (algorithm 1, line 8).
+
+    Parameters
+    ----------
+    rank : int
+        Rank of the averages.
+    smoothing : float
+        β in [0, 1).
+    damping : float
+        δ > 0, added to the averages' diagonals.
+    iters : int
+        Iterations of LoRSum for the averages.
+    output_scale : float
+        What S must be multiplied by to hold the gradients of single examples: B where the loss is a mean over B.
+
+    References
+    ----------
+    J. Martens, R. Grosse, Optimizing neural networks with Kronecker-factored approximate curvature, arXiv 1503.05671.
+    """
+
+    power = 1.0
+    output_scale: float = 1.0
+
+    def moments(self, G):
+        """SᵀS / B and XᵀX / B of a gradient Sᵀ X over B rows."""
+        if not isinstance(G, LowRank):
+            raise TypeError(f"`G` is a {type(G).__name__}; K-FAC needs S and X, a LowRank(Sᵀ, Xᵀ).")
+        return (self.output_scale**2 / G.rank) * LowRank(G.U, G.U), (1 / G.rank) * LowRank(G.V, G.V)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shampoo(_LowRankScale):
+    """Shampoo's metric: running averages of G Gᵀ and GᵀG, to the power 1/4.
+
+    Parameters
+    ----------
+    rank, smoothing, damping, iters
+        As for :class:`KFAC`.
+
+    References
+    ----------
+    V. Gupta, T. Koren, Y. Singer, Shampoo: preconditioned stochastic tensor optimization, arXiv 1802.09568.
+    """
+
+    power = 0.25
+
+    def moments(self, G):
+        """G Gᵀ and GᵀG, from G's factors."""
+        if not isinstance(G, LowRank):
+            G = as_sum(G, "G").to_dense()
+            return as_sum(G @ G.mT), as_sum(G.mT @ G)
+        return LowRank(G.U @ (G.V.mT @ G.V), G.U), LowRank(G.V @ (G.U.mT @ G.U), G.V)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagonalScale:
+    """A diagonal metric: running averages of the squared norms of G's rows and columns, to a fractional power.
+
+    Parameters
+    ----------
+    power : float
+        γ; 1/4 on both sides divides a gradient by the root of a second moment, as Adafactor does.
+    smoothing : float
+        β in [0, 1).
+    damping : float
+        δ > 0, added to the averages.
+    """
+
+    power: float = 0.25
+    smoothing: float = 0.95
+    damping: float = 1e-8
+
+    def __post_init__(self):
+        check_nonnegative("power", self.power)
+        check_fraction("smoothing", self.smoothing)
+        check_positive("damping", self.damping)
+
+    def init(self, W, rng):
+        """Zeros; nothing here is random."""
+        return tuple(0 * factor[..., 0] for factor in W)
+
+    def update(self, D, G):
+        """Both averages, after a gradient."""
+        beta = self.smoothing
+        return tuple(beta * old + (1 - beta) * new for old, new in zip(D, _squared_norms(G), strict=True))
+
+    def metric(self, D, count):
+        """The averages without their bias towards zero, damped."""
+        unbiased = 1 - self.smoothing**count
+        return tuple((d / unbiased + self.damping) ** self.power for d in D)
+
+
+def _squared_norms(G):
+    """Of G's rows and of its columns: the diagonals of G Gᵀ and GᵀG."""
+    if isinstance(G, LowRank):
+        U, V = G
+        xp = namespace_of(U)
+        return xp.sum(U @ (V.mT @ V) * U, axis=-1), xp.sum(V @ (U.mT @ U) * V, axis=-1)
+    G = as_sum(G, "G").to_dense()
+    xp = namespace_of(G)
+    return xp.sum(G * G, axis=-1), xp.sum(G * G, axis=-2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaledOPLoRA(OPLoRA):
+    """OPLoRA in a metric: ``W ← LoRSum(W − η M_U⁻¹ (G + αM) M_V⁻¹)``, the best approximation in ‖M_U^½ (·) M_V^½‖.
+
+    The momentum M is a gradient and is kept as in :class:`OPLoRA`.
+
+    Parameters
+    ----------
+    lr, momentum, momentum_rank, iters, reg, start, simultaneous, method
+        As for :class:`OPLoRA`.
+    scale : Scale, optional
+        :class:`KFAC`, :class:`Shampoo`, :class:`DiagonalScale` or your own; default: the identity, which is OPLoRA.
+
+    Notes
+    -----
+    The averages start at zero and are divided by 1 − βᵗ, as Adam's; the paper starts them at a random matrix whose
+    expectation is the identity.
+
+    References
+    ----------
+    A. J. Almansoori et al., Faster Than SVD, Smarter Than SGD: The OPLoRA Alternating Update, arXiv 2509.19977,
+    algorithm 1 and appendix B.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> W = LowRank(rng.normal(size=(6, 2)), rng.normal(size=(5, 2)))
+    >>> S, X = rng.normal(size=(8, 6)), rng.normal(size=(8, 5))
+    >>> rule = ScaledOPLoRA(lr=0.1, momentum=0.9, scale=KFAC(rank=3, damping=0.1))
+    >>> W, state = rule.step(W, LowRank(S.T, X.T), rule.init(W, rng=0))
+    >>> W, state.D[1]
+    (LowRank(6 × 5, rank 2, float64), LowRank(5 × 5, rank 3, float64))
+    """
+
+    scale: Scale | None = None
+
+    def init(self, W, *, rng=None):
+        """State before the first step."""
+        count, M = super().init(W, rng=rng)
+        return ScaledOPLoRAState(count, M, None if self.scale is None else self.scale.init(W, rng))
+
+    def step(self, W, G, state):
+        """``(W, state)`` after a step along G, the gradient with respect to the matrix W."""
+        require_adapter(W)
+        count, metric, D = state.count + 1, None, state.D
+        if self.scale is not None:
+            D = self.scale.update(D, G)
+            metric = self.scale.metric(D, count)
+        W, M = self.moved(W, G, state.M, lr_at(self.lr, state.count), metric)
+        return W, ScaledOPLoRAState(count, M, D)
