@@ -14,6 +14,7 @@ __all__ = [
     "computing_dtype",
     "conj",
     "eps",
+    "eye_like",
     "frobenius",
     "is_finite",
     "is_operator",
@@ -22,6 +23,7 @@ __all__ = [
     "namespace_of",
     "normal",
     "scale_of",
+    "zeros_like",
 ]
 
 
@@ -142,8 +144,21 @@ def as_rank(rank, shape, name="rank"):
     return rank
 
 
+def eye_like(r, like):
+    """The r × r identity in the library and dtype of ``like``, on its device."""
+    return namespace_of(like).eye(r, dtype=like.dtype, **_on_device_of(like))
+
+
+def zeros_like(shape, like):
+    """Zeros in the library and dtype of ``like``, on its device."""
+    return namespace_of(like).zeros(shape, dtype=like.dtype, **_on_device_of(like))
+
+
 def normal(shape, like, rng):
-    """Standard normal numbers in the library, dtype and on the device of ``like``, drawn from a NumPy generator."""
-    xp = namespace_of(like)
+    """Standard normal numbers in the library and dtype of ``like``, on its device, drawn from a NumPy generator."""
     draw = np.random.default_rng(rng).standard_normal(shape)
-    return xp.asarray(draw, dtype=like.dtype, device=like.device)
+    return namespace_of(like).asarray(draw, dtype=like.dtype, **_on_device_of(like))
+
+
+def _on_device_of(like):
+    return {} if is_traced(like) else {"device": like.device}  # a traced array is not yet anywhere

@@ -1,6 +1,6 @@
 """Half a step of LoRSum: the least-squares solution for one factor, the other being fixed."""
 
-from lorsum._arrays import conj, eps, namespace_of
+from lorsum._arrays import conj, eps, eye_like, namespace_of
 from lorsum.lowrank import LowRank
 
 __all__ = ["gram_half_step", "in_the_papers_gauge", "qr_half_step", "solved"]
@@ -29,7 +29,7 @@ def gram_half_step(W, V, T, S, U0, reg):
     xp = namespace_of(V)
     gram, right = V.mT @ conj(V), W @ conj(V)
     if reg is not None:
-        gram, right = gram + reg * xp.eye(V.shape[-1], dtype=V.dtype, device=V.device), right + reg * U0
+        gram, right = gram + reg * eye_like(V.shape[-1], V), right + reg * U0
     return xp.linalg.solve(gram.mT, right.mT).mT, None, V, None
 
 
@@ -63,7 +63,7 @@ def _orthogonalised(V, reg):
     xp = namespace_of(V)
     n, r = V.shape[-2:]
     if reg is not None:
-        ridge = xp.broadcast_to(reg**0.5 * xp.eye(r, dtype=V.dtype, device=V.device), (*V.shape[:-2], r, r))
+        ridge = xp.broadcast_to(reg**0.5 * eye_like(r, V), (*V.shape[:-2], r, r))
         V = xp.concat([V, ridge], axis=-2)
     Q, R = xp.linalg.qr(V, mode="reduced")
     size = xp.max(xp.abs(R), axis=-2, keepdims=True)

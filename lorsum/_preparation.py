@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from lorsum._arrays import computing_dtype, conj, normal, scale_of
+from lorsum._arrays import computing_dtype, conj, normal, scale_of, zeros_like
 from lorsum.lowrank import LowRank, LowRankSum
 from lorsum.metrics import whitened
 from lorsum.svd import truncated_svd
@@ -69,5 +69,5 @@ def _extended(W, X0, p, start, rng):
     else:
         extra = xp.broadcast_to(normal((used.shape[-2], p), used, rng), (*used.shape[:-1], p))
     used = xp.concat([used, extra], axis=-1)
-    other = xp.concat([other, xp.zeros((*other.shape[:-1], p), dtype=other.dtype, device=other.device)], axis=-1)
+    other = xp.concat([other, zeros_like((*other.shape[:-1], p), other)], axis=-1)
     return LowRank._of(other, used) if start == "U" else LowRank._of(used, other)

@@ -6,14 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.linalg import LinAlgError
 
-from lorsum._arrays import (
-    as_count,
-    as_rank,
-    is_finite,
-    is_scalar,
-    is_traced,
-    namespace_of,
-)
+from lorsum._arrays import as_count, as_rank, is_finite, is_scalar, is_traced, zeros_like
 from lorsum._half_steps import gram_half_step, in_the_papers_gauge, qr_half_step, solved
 from lorsum._krylov import krylov
 from lorsum._preparation import prepared
@@ -221,7 +214,7 @@ def least_squares_factor(W, V, U0=None, reg=0.0):
     """
     W = as_sum(W, "W")
     if U0 is None:
-        U0 = namespace_of(V).zeros((*W.shape[:-1], V.shape[-1]), dtype=V.dtype, device=V.device)
+        U0 = zeros_like((*W.shape[:-1], V.shape[-1]), V)
     return solved(qr_half_step, W, V, U0, _checked_reg(reg))
 
 

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from array_api_compat import is_jax_array
 
-from lorsum._arrays import as_rank, conj, eps, frobenius, is_finite, namespace_of
+from lorsum._arrays import as_rank, conj, eps, frobenius, is_finite, is_traced, namespace_of
 from lorsum._display import html_table, text_table
 from lorsum.lowrank import as_sum, check_addable, require_finite
 from lorsum.svd import truncated_svd
@@ -289,7 +289,7 @@ def _ratio(above, below_, *, zero, below):
 
 
 def _plain(x):
-    return float(x) if x.ndim == 0 else x
+    return float(x) if x.ndim == 0 and not is_traced(x) else x
 
 
 def _largest_angle(A, B):

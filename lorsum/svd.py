@@ -1,11 +1,21 @@
-"""Floor 2: truncated singular value decompositions, the exact answers that LoRSum is measured against."""
+"""Floor 2: truncated singular value decompositions, the answers that LoRSum is measured against."""
 
 from typing import Any, NamedTuple
 
-from lorsum._arrays import as_rank, computing_dtype, namespace_of
+import numpy as np
+from array_api_compat import is_numpy_array
+from numpy.linalg import LinAlgError
+
+from lorsum._arrays import as_count, as_rank, is_operator, namespace_of
+from lorsum._iterative import computing_dtype_of, krylov, randomized, subspace, svd_of
 from lorsum.lowrank import LowRank, as_sum, require_finite
 
-__all__ = ["TruncatedSVD", "truncated_svd"]
+__all__ = ["TruncatedSVD", "as_tolerance", "rank_for", "truncated_svd"]
+
+_EXACT = ("factored", "lapack")
+_KRYLOV = ("arpack", "propack", "lobpcg")
+_METHODS = ("auto", *_EXACT, *_KRYLOV, "randomized", "subspace")
+_DEFAULT_ITERS = {"randomized": 2, "subspace": 1000, "lobpcg": 200}
 
 
 class TruncatedSVD(NamedTuple):
@@ -32,40 +42,81 @@ class TruncatedSVD(NamedTuple):
         return LowRank._of(self.U * root, self.Vh.mT * root)
 
 
-def truncated_svd(A, rank, *, method="auto"):
+def truncated_svd(A, rank=None, *, rtol=None, method="auto", tol=0.0, oversample=10, iters=None, rng=None):
     """Best rank-r approximation of a matrix in the Frobenius and the spectral norm.
 
     Parameters
     ----------
-    A : LowRankSum, LowRank or array, shape (..., m, n)
-        A sum of low-rank terms is never formed by ``"factored"``.
-    rank : int
-        r, between 1 and min(m, n).
-    method : {"auto", "factored", "lapack"}
-        ``"factored"``: QR of the stacked factors and an SVD of the R × R core, R the sum of the terms' ranks, at
-        O((m + n) R²); needs a sum of low-rank terms. ``"lapack"``: SVD of the dense matrix. ``"auto"``: factored where
-        all terms are low-rank and R < min(m, n).
+    A : LowRankSum, LowRank, array or LinearOperator, shape (..., m, n)
+        A sum is formed by ``"lapack"`` only.
+    rank : int, optional
+        r, between 1 and min(m, n). Either this or ``rtol`` is given.
+    rtol : float, optional
+        Take the smallest r ≥ 1 with ‖A − A_r‖ ≤ rtol ‖A‖ (Frobenius; 0 ≤ rtol < 1; for a batch, the smallest that
+        will do for all its matrices). It needs all singular values, so that ``"auto"`` forms an operator.
+    method : {"auto", "factored", "lapack", "arpack", "propack", "lobpcg", "randomized", "subspace"}
+        Exact to rounding:
+
+        - ``"factored"``: QR of the stacked factors and an SVD of the R × R core, R the sum of the terms' ranks, at
+          O((m + n) R²) [1]_; needs a sum of low-rank terms.
+        - ``"lapack"``: SVD of the dense matrix.
+
+        Iterative, by products with A and Aᴴ alone; only the last two take a batch or another library than NumPy:
+
+        - ``"arpack"``, ``"propack"``, ``"lobpcg"``: the solvers of :func:`scipy.sparse.linalg.svds`. Their result is
+          refined by one orthogonal iteration, and checked.
+        - ``"randomized"``: the range finder of Halko, Martinsson and Tropp with ``iters`` power iterations [2]_. An
+          approximation, optimal up to a factor that depends on the decay of the singular values.
+        - ``"subspace"``: orthogonal iteration with Rayleigh–Ritz projection, until it converges [3]_.
+
+        ``"auto"`` is one of the first three; see the notes.
+    tol : float
+        How well a result of the iterative methods but ``"randomized"`` has to converge: ‖A V − U diag(s)‖ ≤ tol σ₁.
+        0 asks for rounding level.
+    oversample : int
+        ``"randomized"`` and ``"subspace"`` iterate on so many more columns than r.
+    iters : int, optional
+        Power iterations of ``"randomized"`` (default 2), the largest number of iterations of ``"subspace"`` (1000),
+        ``"lobpcg"`` (200) and ``"arpack"`` (SciPy's), or the largest Krylov space of ``"propack"`` (10 r + 200).
+    rng : int, numpy.random.Generator, optional
+        Where the iterative methods' random start comes from.
 
     Returns
     -------
     TruncatedSVD
-        In ``A``'s dtype; half precision is computed in float32.
+        U and Vh in ``A``'s dtype; half precision is computed in float32.
 
     Raises
     ------
     ValueError
-        If ``rank`` is out of range, the method is unknown or does not fit ``A``, or ``A`` has a NaN or an infinity.
+        If an argument is out of range, the method does not fit ``A``, or ``A`` has a NaN or an infinity.
     TypeError
-        If ``A`` is no matrix.
+        If ``A`` is no matrix, or an argument is of the wrong kind.
+    LinAlgError
+        If an iterative method does not converge: the residual of Krylov methods exceeds max(tol, √eps) σ₁, or a
+        direction has been missed along which A is larger than σ_r.
 
     Notes
     -----
-    Optimality is the Eckart–Young–Mirsky theorem. The factored method is the rounding of tensor trains [1]_; its
-    singular values are exact to rounding, relative to the sizes of the terms.
+    Optimality is the Eckart–Young–Mirsky theorem. The factored method is the rounding of tensor trains; its singular
+    values are exact to rounding, relative to the sizes of the terms.
+
+    ``"auto"`` counts operations for a sum of low-rank terms: 8R(mp + nq) + S(p, q) for ``"factored"``, where p = min(m,
+    R) and q = min(n, R), against 2mnR + S(m, n) for ``"lapack"``. S(p, q) = 6 max(p, q) min(p, q)² + 20 min(p, q)³ is
+    the SVD, and the QRs count twice because they run at half the speed. A square matrix is at balance at R ≈ 0.85 n.
+    With a dense term it is ``"lapack"``. With an operator it is ``"arpack"``, of SciPy's solvers the one that repeated
+    and clustered singular values do not upset, but ``"lapack"`` where m n ≤ 10⁶, 5r ≥ min(m, n) or ``rtol`` is given.
+
+    ARPACK and LOBPCG work with AᴴA, which costs them what is below √eps σ₁; the refinement restores most of it.
+
+    ``rtol`` and ``"subspace"`` look at values, so that they do not work inside ``jax.jit``.
 
     References
     ----------
     .. [1] I. V. Oseledets, Tensor-train decomposition, SIAM J. Sci. Comput. 33(5), 2011, algorithm 2.
+    .. [2] N. Halko, P.-G. Martinsson, J. A. Tropp, Finding structure with randomness, SIAM Rev. 53(2), 2011,
+       algorithms 4.4 and 5.1.
+    .. [3] Y. Saad, Numerical Methods for Large Eigenvalue Problems, SIAM, 2011, chapter 5.
 
     Examples
     --------
@@ -73,34 +124,156 @@ def truncated_svd(A, rank, *, method="auto"):
     >>> A = LowRank(np.eye(5, 2), np.eye(4, 2)) + LowRank(np.eye(5, 1), 2 * np.eye(4, 1))
     >>> truncated_svd(A, 2).s
     array([3., 1.])
+    >>> truncated_svd(A, rtol=0.5).s
+    array([3.])
+    >>> truncated_svd(A, 2, method="randomized", rng=0).s
+    array([3., 1.])
     """
     sum_ = as_sum(A, "A")
-    rank = as_rank(rank, sum_.shape)
-    if method not in ("auto", "factored", "lapack"):
-        raise ValueError(f"`method` is {method!r}; it must be one of 'auto', 'factored', 'lapack'.")
+    rank, rtol = _checked_size(sum_, rank, rtol)
+    tol, oversample = as_tolerance(tol, "tol"), as_count(oversample, "oversample", least=0)
+    method = _checked_method(sum_, method, rank)
+    iters = (
+        _DEFAULT_ITERS.get(method)
+        if iters is None
+        else as_count(iters, "iters", least=0 if method == "randomized" else 1)
+    )
+    rng = None if method in _EXACT else _checked_rng(rng)
     require_finite(A=sum_)
-    if method == "factored" and not sum_.is_factored:
-        raise ValueError("`method` is 'factored', but a term of `A` is not a LowRank: use 'lapack'.")
-    if method == "auto":
-        method = "factored" if sum_.is_factored and sum_.rank < min(sum_.shape[-2:]) else "lapack"
 
-    U, s, Vh = (_factored if method == "factored" else _lapack)(sum_, rank)
-    xp = namespace_of(U)
-    return TruncatedSVD(xp.astype(U, sum_.dtype, copy=False), s, xp.astype(Vh, sum_.dtype, copy=False))
+    W = sum_.astype(computing_dtype_of(sum_))
+    try:
+        if method in _EXACT:
+            U, s, Vh = (_factored if method == "factored" else _lapack)(W, rank, rtol)
+        elif method == "randomized":
+            U, s, Vh = randomized(W, rank, oversample, iters, rng)
+        elif method == "subspace":
+            U, s, Vh = subspace(W, rank, oversample, iters, tol, rng)
+        else:
+            U, s, Vh = krylov(W, rank, method, iters, tol, rng)
+    except RuntimeError as error:
+        if not type(error).__name__.endswith("LinAlgError"):  # torch has one of its own
+            raise
+        raise LinAlgError(str(error)) from error
+    return TruncatedSVD(_in_dtype(U, sum_.dtype), s, _in_dtype(Vh, sum_.dtype))
 
 
-def _factored(A, rank):
-    if A.rank < rank:  # zero columns, which QR completes to an orthonormal basis
+def _factored(A, rank, rtol):
+    missing = (rank or 1) - A.rank
+    if missing > 0:  # zero columns, which QR completes to an orthonormal basis
         xp = A.namespace
-        m, n = A.shape[-2:]
-        zeros = [xp.zeros((*A.shape[:-2], d, rank), dtype=A.dtype, device=A.terms[0].U.device) for d in (m, n)]
+        zeros = [xp.zeros((*x.shape[:-1], missing), dtype=x.dtype, device=x.device) for x in A.terms[0]]
         A = A + LowRank._of(*zeros)
     Qu, core, Qv = A.compressed()
-    P, s, Zh = namespace_of(core).linalg.svd(core, full_matrices=False)
-    return Qu @ P[..., :rank], s[..., :rank], Zh[..., :rank, :] @ Qv.mT
+    P, s, Zh = svd_of(core)
+    r = rank or rank_for(s, rtol)
+    return Qu @ P[..., :r], s[..., :r], Zh[..., :r, :] @ Qv.mT
 
 
-def _lapack(A, rank):
-    dense = A.astype(computing_dtype(A.namespace, A.dtype)).to_dense()
-    U, s, Vh = namespace_of(dense).linalg.svd(dense, full_matrices=False)
-    return U[..., :rank], s[..., :rank], Vh[..., :rank, :]
+def _lapack(A, rank, rtol):
+    dense = A.to_dense()
+    xp = namespace_of(dense)
+    dtype = xp.result_type(dense.dtype, computing_dtype_of(A))  # operators keep their own
+    U, s, Vh = svd_of(xp.astype(dense, dtype, copy=False))
+    r = rank or rank_for(s, rtol)
+    return U[..., :r], s[..., :r], Vh[..., :r, :]
+
+
+def rank_for(s, rtol):
+    """The smallest r ≥ 1 with ‖(s_{r+1}, s_{r+2}, …)‖ ≤ rtol ‖s‖, for descending values s of shape (..., R)."""
+    xp = namespace_of(s)
+    largest = s[..., :1]
+    squares = (s / xp.where(largest > 0, largest, xp.ones_like(largest))) ** 2
+    tails = xp.flip(xp.cumulative_sum(xp.flip(squares, axis=-1), axis=-1), axis=-1)  # with 0, 1, … values cut off
+    needed = xp.sum(xp.astype(tails > rtol**2 * tails[..., :1], xp.int64), axis=-1)
+    return max(1, int(xp.max(needed)))
+
+
+# --- at the door ---
+
+
+def _checked_size(A, rank, rtol):
+    if (rank is None) == (rtol is None):
+        raise ValueError(f"`rank` is {rank} and `rtol` {rtol}: exactly one of the two is needed.")
+    if rank is None:
+        return None, as_tolerance(rtol, "rtol")
+    return as_rank(rank, A.shape), None
+
+
+def as_tolerance(value, name):
+    """``value`` as a float t with 0 ≤ t < 1."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"`{name}` is {value!r}; a number is needed.") from None
+    if not 0 <= number < 1:
+        raise ValueError(f"`{name}` is {value!r}; 0 ≤ {name} < 1 is needed.")
+    return number
+
+
+def _checked_rng(rng):
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"`rng` is {rng!r}; a seed or a numpy.random.Generator is needed.") from None
+
+
+def _checked_method(A, method, rank):
+    """The method that ``"auto"`` stands for, or the one asked for if it can do it."""
+    if method not in _METHODS:
+        raise ValueError(f"`method` is {method!r}; it must be one of {', '.join(map(repr, _METHODS))}.")
+    if method == "auto":
+        return _cheapest(A, rank)
+    if method == "factored" and not A.is_factored:
+        raise ValueError("`method` is 'factored', but a term of `A` is not a LowRank: use 'lapack'.")
+    if rank is None and method not in _EXACT:
+        raise ValueError(
+            f"`rtol` needs all singular values, and `method` {method!r} finds `rank` of them: use 'lapack'."
+        )
+    if method in _KRYLOV:
+        _check_krylov(A, method, rank)
+    return method
+
+
+def _check_krylov(A, method, rank):
+    if len(A.shape) > 2 or not all(map(is_numpy_array, A.arrays())):
+        raise ValueError(f"`method` is {method!r}, which takes one NumPy matrix: use 'subspace' or 'randomized'.")
+    if method != "propack" and rank == min(A.shape):
+        raise ValueError(f"`rank` is {rank}, but `method` {method!r} needs rank < min(m, n) = {rank}: use 'lapack'.")
+
+
+def _cheapest(A, rank):
+    if A.is_factored:
+        return "factored" if _factored_flops(A) < _lapack_flops(A) else "lapack"
+    m, n = A.shape[-2:]
+    small = rank is None or m * n <= 10**6 or 5 * rank >= min(m, n)
+    return "lapack" if small or not any(map(is_operator, A.terms)) else "arpack"
+
+
+def _factored_flops(A):
+    m, n = A.shape[-2:]
+    R = _stacked_rank(A)
+    p, q = min(m, R), min(n, R)
+    return 8 * R * (m * p + n * q) + _svd_flops(p, q)
+
+
+def _lapack_flops(A):
+    m, n = A.shape[-2:]
+    return 2 * m * n * _stacked_rank(A) + _svd_flops(m, n)
+
+
+def _svd_flops(m, n):
+    return 6 * max(m, n) * min(m, n) ** 2 + 20 * min(m, n) ** 3
+
+
+def _stacked_rank(A):
+    return sum(term.rank for term in A.terms)
+
+
+def _in_dtype(x, dtype):
+    """``x`` in the dtype of ``A``, unless that cannot hold it: integer operators, complex coefficients."""
+    xp = namespace_of(x)
+    too_small = xp.isdtype(dtype, ("bool", "integral")) or (
+        xp.isdtype(x.dtype, "complex floating") and not xp.isdtype(dtype, "complex floating")
+    )
+    return x if too_small else xp.astype(x, dtype, copy=False)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from lorsum._arrays import as_count, namespace_of, normal
+from lorsum._arrays import as_count, namespace_of, normal, zeros_like
 from lorsum.alternating import lorsum
 from lorsum.lowrank import LowRank, as_sum
 from lorsum.optim._options import check_fraction, check_lr, check_nonnegative, lr_at
@@ -91,8 +91,7 @@ class OPLoRA:
             return OPLoRAState(0, None)
         *batch, m, n = W.shape
         rank = min(self.momentum_rank or W.rank, m, n)
-        zero = namespace_of(W.U).zeros((*batch, m, rank), dtype=W.dtype, device=W.U.device)
-        return OPLoRAState(0, LowRank(zero, normal((*batch, n, rank), W.V, rng)))
+        return OPLoRAState(0, LowRank(zeros_like((*batch, m, rank), W.U), normal((*batch, n, rank), W.V, rng)))
 
     def step(self, W, G, state):
         """``(W, state)`` after a step along G, the gradient with respect to the matrix W."""

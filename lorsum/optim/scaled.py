@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-from lorsum._arrays import as_count, namespace_of, normal
+from lorsum._arrays import as_count, namespace_of, normal, zeros_like
 from lorsum.alternating import lorsum
 from lorsum.lowrank import LowRank, as_sum
 from lorsum.metrics import Damped
@@ -59,8 +59,7 @@ class _LowRankScale:
         def zero(factor):
             *batch, d, _ = factor.shape
             shape = (*batch, d, min(self.rank, d))
-            xp = namespace_of(factor)
-            return LowRank(xp.zeros(shape, dtype=factor.dtype, device=factor.device), normal(shape, factor, rng))
+            return LowRank(zeros_like(shape, factor), normal(shape, factor, rng))
 
         return zero(W.U), zero(W.V)
 

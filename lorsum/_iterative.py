@@ -1,0 +1,138 @@
+"""Floor 2: truncated SVDs by products with A and Aᴴ alone; triples U, s, Vh for :func:`lorsum.truncated_svd`."""
+
+import warnings
+
+import numpy as np
+from numpy.linalg import LinAlgError
+
+from lorsum._arrays import computing_dtype, conj, eps, frobenius, is_finite, namespace_of, normal
+from lorsum.lowrank import LowRank
+
+__all__ = ["computing_dtype_of", "krylov", "randomized", "subspace", "svd_of"]
+
+
+def randomized(A, rank, oversample, iters, rng):
+    """Algorithms 4.4 and 5.1 of Halko, Martinsson and Tropp."""
+    return _first(rank, _from_range(A, _range(A, rank + oversample, iters, rng)))
+
+
+def subspace(A, rank, oversample, iters, tol, rng):
+    """Orthogonal iteration on a few more columns than r, until the leading r Ritz triples have converged."""
+    xp = A.namespace
+    Q = _range(A, rank + oversample, 0, rng)
+    rounding = 10 * sum(A.shape[-2:]) ** 0.5 * eps(xp, Q.dtype)
+    residual = s = xp.ones_like(Q[..., 0, :])
+    for _ in range(iters):
+        U, s, Vh = _from_range(A, Q)
+        AV = A @ conj(Vh).mT
+        residual = frobenius((AV - U * s[..., None, :])[..., :rank])
+        if bool(xp.all(residual <= max(tol, rounding) * s[..., 0])):
+            return _first(rank, (U, s, Vh))
+        Q = _orthonormal(AV)
+    raise LinAlgError(
+        f"`method` 'subspace' has not converged after `iters` = {iters} iterations: ‖A V − U diag(s)‖ = "
+        f"{float(xp.max(residual / s[..., 0])):.1e} σ₁. Raise `iters`, `oversample` or `tol`, or take an exact method."
+    )
+
+
+def krylov(A, rank, solver, iters, tol, rng):
+    """What SciPy's solver finds, improved by one orthogonal iteration and checked."""
+    V = _svds(A, rank, solver, iters, tol, rng)
+    if not is_finite(V):
+        raise _no_convergence(solver, "it gave NaN")
+    U, s, Vh = _from_range(A, _orthonormal(A @ V))
+    _check_convergence(A, U, s, Vh, solver, tol, rng)
+    return U, s, Vh
+
+
+def _svds(A, rank, solver, iters, tol, rng):
+    """Right singular vectors by SciPy, of A scaled to norm 1: it squares the numbers."""
+    from scipy.sparse.linalg import svds
+
+    m, n = A.shape
+    size = float(randomized(A, 1, 10, 0, rng)[1][0])
+    if size == 0:
+        return np.eye(n, rank)
+    if solver == "propack":  # the size of its Krylov space, which SciPy makes too small for a small rank
+        iters = min(m, n, iters or 10 * rank + 200)
+    if solver == "lobpcg":  # asked for all digits of AᴴA it breaks down; and svds squares its `tol`
+        tol = max(tol, eps(np, computing_dtype_of(A)) ** 0.375)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the result is checked
+            return svds(_operator(A / size), rank, solver=solver, maxiter=iters, tol=tol, rng=rng)[2].conj().T
+    except (RuntimeError, ValueError) as error:  # ArpackError; LinAlgError and LOBPCG's own
+        raise _no_convergence(solver, str(error)) from error
+
+
+def _check_convergence(A, U, s, Vh, solver, tol, rng):
+    """An error unless U, s, V are singular, and nothing larger than the smallest of them is left over."""
+    unit = eps(np, s.dtype)
+    residual = frobenius(A @ Vh.conj().T - U * s)
+    if residual > max(tol, unit**0.5) * s[0]:
+        raise _no_convergence(solver, f"‖A V − U diag(s)‖ = {residual / s[0]:.1e} σ₁")
+    # A Ritz value never exceeds the norm, so that no right answer is refused
+    left = randomized(A - LowRank(U * s, Vh.T), 1, 10, 2, rng)[1][0]
+    if left > (1 + unit**0.5) * s[-1] + max(tol, 10 * max(A.shape) * unit) * s[0]:
+        raise _no_convergence(solver, f"a direction was missed along which A is {left:.3e}, above σ_r = {s[-1]:.3e}")
+
+
+def _no_convergence(solver, reason):
+    other = "'lapack'" if solver == "arpack" else "'arpack' or 'lapack'"
+    return LinAlgError(f"`method` {solver!r} has not converged: {reason}. Raise `iters`, or take {other}.")
+
+
+def _range(A, columns, iters, rng):
+    """Orthonormal columns whose span comes near to that of A's leading left singular vectors."""
+    like = (A.arrays() or [np.empty(0, computing_dtype_of(A))])[0]
+    columns = min(columns, *A.shape[-2:])
+    Q = _orthonormal(A @ normal((*A.shape[:-2], A.shape[-1], columns), like, rng))
+    for _ in range(iters):
+        Q = _orthonormal(A @ _orthonormal(conj(A.T @ conj(Q))))
+    return Q
+
+
+def _from_range(A, Q):
+    """The SVD of Q Qᴴ A."""
+    P, s, Vh = svd_of((A.T @ conj(Q)).mT)
+    return Q @ P, s, Vh
+
+
+def _first(rank, svd):
+    U, s, Vh = svd
+    return U[..., :rank], s[..., :rank], Vh[..., :rank, :]
+
+
+def _orthonormal(X):
+    return namespace_of(X).linalg.qr(X, mode="reduced")[0]
+
+
+def _operator(A):
+    """A sum of NumPy terms as a SciPy ``LinearOperator``."""
+    from scipy.sparse.linalg import LinearOperator
+
+    def times(X):
+        return A @ X
+
+    def adjoint_times(X):
+        return conj(A.T @ conj(X))
+
+    dtype = np.result_type(computing_dtype_of(A), *A.coefficients)
+    return LinearOperator(
+        A.shape, matvec=times, rmatvec=adjoint_times, matmat=times, rmatmat=adjoint_times, dtype=dtype
+    )
+
+
+def svd_of(X):
+    """The thin SVD of an array that came out of products with ``A``."""
+    if not is_finite(X):
+        raise LinAlgError(
+            "`A` gives a NaN or an infinity in products: an operator does, or numbers overflow the dtype."
+        )
+    return namespace_of(X).linalg.svd(X, full_matrices=False)
+
+
+def computing_dtype_of(A):
+    """The dtype to compute in: floating-point also where an operator is of integers."""
+    xp = A.namespace
+    return xp.float64 if xp.isdtype(A.dtype, ("bool", "integral")) else computing_dtype(xp, A.dtype)
