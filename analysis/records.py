@@ -19,7 +19,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from analysis.environment import environment
 from analysis.workers import available_cpus, check_importable, outcomes

@@ -9,12 +9,12 @@ __all__ = ["dtype_name", "html_table", "shape_text", "sign_and_size", "storage_r
 
 
 def _magnitude(value):
-    """A number as one reads it: integers in full, the rest with three significant digits."""
+    """A number as one reads it: integers in full, the rest with five significant digits."""
     if isinstance(value, str):
         return value
     if float(value).is_integer() and abs(value) < 1e6:
         return f"{int(value):,}"
-    return f"{float(value):.3g}" if 1e-2 <= abs(value) < 1e4 else f"{float(value):.2e}"
+    return f"{float(value):.5g}" if 1e-2 <= abs(value) < 1e4 else f"{float(value):.4e}"
 
 
 def text_table(header, rows):

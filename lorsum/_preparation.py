@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from lorsum._arrays import computing_dtype, conj, normal, scale_of, zeros_like
+from lorsum._arrays import computing_dtype, normal, scale_of, zeros_like
 from lorsum.lowrank import LowRank, LowRankSum
 from lorsum.metrics import whitened
 from lorsum.svd import truncated_svd
@@ -47,16 +47,23 @@ def coefficients_cost_less(W, rank, iters):
 
 
 def compressed(W, X0):
-    """W and X₀ in orthonormal bases of all their factors: small matrices, and the way back."""
+    """W and X₀ in orthonormal bases of all their factors: small matrices, and the way back.
 
-    def in_a_basis(stack, factor, known):
-        spanning = stack if factor is known else W.namespace.concat([stack, factor], axis=-1)
-        Q, R = W.namespace.linalg.qr(spanning, mode="reduced")
-        return Q, R[..., : stack.shape[-1]], conj(Q).mT @ factor
-
-    (Qu, Ru, U), (Qv, Rv, V) = map(in_a_basis, W.stacked(), X0, W.terms[0])
-    core = LowRankSum._of((Ru @ Rv.mT,), (1,))
-    return core, LowRank._of(U, V), lambda X: LowRank._of(Qu @ X.U, Qv @ X.V)
+    X₀ comes first in the QR, so that its triangle is what the QR of X₀ alone would give: no rounding error comes between
+    the compressed start and the span of the one that was given.
+    """
+    xp, terms = W.namespace, W.terms
+    if X0 is not terms[0]:
+        terms = (X0, *terms)
+    (Qu, Ru), (Qv, Rv) = (
+        xp.linalg.qr(xp.concat([tuple(A)[side] for A in terms], axis=-1), mode="reduced") for side in (0, 1)
+    )
+    cores, first = [], 0
+    for A in terms:
+        cores.append(LowRank._of(*(R[..., first : first + A.rank] for R in (Ru, Rv))))
+        first += A.rank
+    core = LowRankSum._of(tuple(cores[-len(W.terms) :]), W.coefficients).to_dense()
+    return LowRankSum._of((core,), (1,)), cores[0], lambda X: LowRank._of(Qu @ X.U, Qv @ X.V)
 
 
 def _extended(W, X0, p, start, rng):

@@ -133,6 +133,9 @@ def lorsum(
     With metrics, algorithm 2 of [2]_ is corrected so that a zero gradient is a fixed point: it is LoRSum on
     L_Uᵀ W L_V, with M = L Lᵀ, and the proximal term is weighted alike.
 
+    Small problems on NumPy arrays run in Numba kernels, which are compiled at the first call (some ten seconds, once on a
+    machine: they are cached) and give the same result up to rounding.
+
     The proximal term is that of Listing 1 and equation 7 of [2]_; line 5 of Algorithm 2 misses a λI.
 
     References
@@ -159,9 +162,10 @@ def lorsum(
     if accelerate and (simultaneous or reg is not None):
         raise ValueError("`accelerate` is 'krylov', which needs `reg` = 0 and `simultaneous` = False.")
 
-    plain = metric is None and callback is None and not (p or simultaneous or accelerate)
-    if plain and iters and solver == "auto" and method != "coefficients" and fits_kernels(*target.terms, init):
-        X = _by_kernel(target, init, iters, reg, start, gauge == "balanced")
+    balance = gauge == "balanced"
+    compiled = solver == "auto" and iters > 0 and callback is None and not (simultaneous or accelerate)
+    if compiled and metric is None and p == 0 and method != "coefficients":
+        X = _by_kernel(target, init, iters, reg, start, balance)  # the short way, for many small problems
         if X is not None:
             return X
 
@@ -170,12 +174,15 @@ def lorsum(
     def finish(X):
         for back in undo:
             X = back(X)
-        return (X.balanced() if gauge == "balanced" else X).astype(target.dtype)
+        return (X.balanced() if balance else X).astype(target.dtype)
 
     half_step = gram_half_step if solver == "gram" else qr_half_step
     sweep = krylov if accelerate else _simultaneous if simultaneous else _alternating
     with _errors_explained(target, init):
-        X = finish(sweep(W, X0, iters, reg, start, half_step, _observer(callback, target, finish)))
+        X = _by_kernel(W, X0, iters, reg, start, False) if compiled and undo else None
+        if X is None:
+            X = sweep(W, X0, iters, reg, start, half_step, _observer(callback, target, finish))
+        X = finish(X)
         if not is_finite(*X):
             raise OverflowError("`target` overflows its dtype in the products of its factors; scale it down.")
     return X
@@ -219,7 +226,9 @@ def least_squares_factor(W, V, U0=None, reg=0.0):
 
 
 def _by_kernel(target, init, iters, reg, start, balance):
-    """The same iteration compiled, or None where a factor is too badly conditioned for the kernel, or not finite."""
+    """The same iteration compiled, or None where it is not for the kernels: large, dependent columns, not finite."""
+    if not fits_kernels(*target.terms, init):
+        return None
     from lorsum import _kernels  # importing numba takes a while, and only this needs it
 
     coefficients = np.asarray(target.coefficients)
@@ -283,7 +292,7 @@ def _errors_explained(target, init):
         if not type(error).__name__.endswith("LinAlgError"):  # torch has one of its own
             raise
         raise LinAlgError(
-            f"the Gram matrix of a factor is singular ({error}): its columns are dependent or zero. "
+            f"a solve broke down ({error}): the columns of a factor are dependent or zero. "
             "Try `solver='qr'`, or `reg` > 0."
         ) from error
 

@@ -87,7 +87,8 @@ def gap(approx, target, rank=None):
     error, optimal = frobenius(W - X), frobenius(s[..., None, rank:])
     best = frobenius(s[..., None, :rank])
     rounding = 2 * max(W.shape[-2:]) * eps(xp, W.dtype) * frobenius(W)
-    excess = _ratio(error - optimal, optimal, zero=error <= rounding, below=optimal <= rounding)
+    above = xp.clip(error - optimal, min=0.0)  # rounding may leave it below
+    excess = _ratio(above, optimal, zero=error <= rounding, below=optimal <= rounding)
     apart = frobenius(X - W_r)
     distance = _ratio(apart, best, zero=apart == 0, below=best == 0)
     return Gap(*map(_plain, (error, optimal, excess, distance)))
@@ -147,7 +148,7 @@ class History:
     """A callback for :func:`lorsum.lorsum` that records what a convergence plot needs.
 
     It prints as a table, draws itself with :meth:`plot` and exports with :meth:`to_dict`. Each quantity is a list with
-    one entry an iteration, the start first.
+    one entry an iteration, the start first. A history that is used again starts anew.
 
     Parameters
     ----------
@@ -158,7 +159,7 @@ class History:
     ----------
     iteration : list of int
         0 for the start, then 1, 2, …
-    error, excess, distance : list of float
+    error, optimal, excess, distance : list of float
         As in :class:`Gap`.
     angle : list of float
         Largest principal angle, in radians, between the iterate's and the optimal subspace, the worse of left and
@@ -182,12 +183,16 @@ class History:
     True
     """
 
-    columns = ("iteration", "error", "excess", "distance", "angle", "condition", "passes")
+    columns = ("iteration", "error", "optimal", "excess", "distance", "angle", "condition", "passes")
 
     def __init__(self, rank=None):
         self.rank = rank
+        self._start()
+
+    def _start(self):
         self.iteration: list[int] = []
         self.error: list[float] = []
+        self.optimal: list[float] = []
         self.excess: list[float] = []
         self.distance: list[float] = []
         self.angle: list[float] = []
@@ -198,6 +203,8 @@ class History:
 
     def __call__(self, iterate):
         """Record one :class:`lorsum.Iterate`."""
+        if iterate.iteration == 0:
+            self._start()
         X, target = iterate.approx, iterate.target
         if X.U.ndim > 2:
             raise ValueError("`callback` is a History, which follows one matrix; the target is a batch.")
@@ -224,15 +231,20 @@ class History:
         """All that was recorded, as a dict of lists that :mod:`json` can write."""
         return {column: list(getattr(self, column)) for column in self.columns}
 
+    def __bool__(self):
+        return True  # also before the first iteration: a callback is there or not, whatever it has recorded
+
     def plot(self, axes=None, **style):
-        """Draw error, excess and angle against the iteration, on a logarithmic scale.
+        """Draw the excess and the largest angle against the iteration, on a logarithmic scale.
+
+        Values of rounding size, which a logarithmic scale would stretch over most of the figure, are left out.
 
         Parameters
         ----------
         axes : matplotlib Axes, optional
             Where to draw; default: a new figure.
         **style
-            Passed on to ``Axes.semilogy``.
+            Passed on to ``Axes.semilogy``; ``label`` stands before the names of the two curves.
 
         Returns
         -------
@@ -242,9 +254,13 @@ class History:
             import matplotlib.pyplot as plt
 
             axes = plt.figure(figsize=(6, 4), layout="constrained").gca()
-        for column, label in (("error", "error"), ("excess", "excess over the SVD"), ("angle", "largest angle")):
-            axes.semilogy(self.iteration, getattr(self, column), marker="o", **{"label": label, **style})
-        axes.set_xlabel("iteration")
+        label = style.pop("label", "")
+        for values, name, line in ((self.excess, "excess over the SVD", "-"), (self.angle, "largest angle", "--")):
+            shown = [value if value > 1e-15 else float("nan") for value in values]
+            options = {"marker": "o", "linestyle": line, "label": f"{label} {name}".strip(), **style}
+            (curve,) = axes.semilogy(self.iteration, shown, **options)
+            style.setdefault("color", curve.get_color())
+        axes.set_xlabel("iteration K")
         axes.grid(alpha=0.3)
         axes.legend()
         return axes

@@ -1,0 +1,198 @@
+"""The accuracy that lorsum promises, measured: ``python -m analysis.accuracy`` prints the table and writes it down.
+
+Each row compares with something computed in another way: the same iteration in extended precision, QR subspace iteration
+by SciPy's QR, a dense SVD by SciPy.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import scipy.linalg
+
+import lorsum as ls
+
+__all__ = ["ROWS", "Row", "main", "table"]
+
+EPS = np.finfo(float).eps
+
+
+class Row(NamedTuple):
+    """A promise: ``measure()`` is to stay below ``limit``."""
+
+    what: str
+    limit: float
+    measure: Callable[[], float]
+
+
+def ill_conditioned(dtype, condition, solver="auto", seeds=5):
+    """Worst relative distance at K = 1 to the same iteration in higher precision, where κ(U) = κ(V) and W is harmless."""
+    return max(_ill_conditioned(dtype, condition, solver, np.random.default_rng(seed)) for seed in range(seeds))
+
+
+def _ill_conditioned(dtype, condition, solver, rng):
+    m, n, r = 60, 40, 8
+    spectrum, rotation = np.logspace(0, -np.log10(condition), r), _orthonormal(rng, r, r)
+    W = ls.LowRank((_orthonormal(rng, m, r) * spectrum) @ rotation, (_orthonormal(rng, n, r) / spectrum) @ rotation)
+    G = ls.LowRank(rng.normal(size=(m, 12)), rng.normal(size=(n, 12)))
+    target = W.astype(dtype) - dtype(0.01) * G.astype(dtype)
+    exact = _in_extended_precision(target)
+    return float(_norm(ls.lorsum(target, solver=solver).to_dense() - exact) / _norm(exact))
+
+
+def _in_extended_precision(target):
+    """One iteration from U, with λ = 0: the projection of W on its own image of V's columns."""
+    U, V = (np.longdouble(factor) for factor in target.stacked())
+    W = U @ V.T
+    Q = _gram_schmidt(W @ _gram_schmidt(np.longdouble(target.terms[0].V)))
+    return Q @ (Q.T @ W)
+
+
+def _gram_schmidt(A):
+    """An orthonormal basis in A's precision, which LAPACK does not have; twice is enough."""
+    for _ in range(2):
+        Q = []
+        for a in A.T:
+            for q in Q:
+                a = a - q * (q @ a)
+            Q.append(a / np.sqrt(a @ a))
+        A = np.stack(Q, axis=1)
+    return A
+
+
+def against_subspace_iteration(method, seeds=40):
+    """Worst distance, in units of ε, to QR subspace iteration with SciPy's QR, for κ(U), κ(V) up to 1e3."""
+    worst = 0.0
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        m, n, r, iters = 50, 40, 6, int(rng.integers(1, 6))
+        spectrum = np.logspace(0, -rng.uniform(0, 3), r)
+        U, V = ((_orthonormal(rng, d, r) * spectrum) @ _orthonormal(rng, r, r) for d in (m, n))
+        target = ls.LowRank(U, V) - 0.1 * ls.LowRank(rng.normal(size=(m, 9)), rng.normal(size=(n, 9)))
+        W, X = target.to_dense(), V
+        for _ in range(iters):
+            Q = scipy.linalg.qr(W @ scipy.linalg.qr(X, mode="economic")[0], mode="economic")[0]
+            X = W.T @ Q
+        expected = Q @ X.T
+        result = ls.lorsum(target, iters=iters, method=method).to_dense()
+        worst = max(worst, _norm(result - expected) / _norm(expected) / EPS)
+    return worst
+
+
+def cold_start(iters, against=None, seeds=5, **options):
+    """Median excess, or its ratio to that of other options, on singular values 1/i from a random start, r = 8."""
+    excesses = []
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        m, n, rank, r = 200, 150, 100, 8
+        A = ls.LowRank(_orthonormal(rng, m, rank) / np.arange(1, rank + 1), _orthonormal(rng, n, rank))
+        init = ls.LowRank(np.zeros((m, r)), rng.normal(size=(n, r)))
+        excesses.append(_excess(ls.LowRankSum([A]), iters, against, options, init=init))
+    return float(np.median(excesses))
+
+
+def warm_start(iters, against=None, seeds=5, **options):
+    """The same after a training step: W of rank 8 and a gradient whose singular values decay as 0.8ⁱ."""
+    excesses = []
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        W = ls.LowRank(_orthonormal(rng, 200, 8) * np.linspace(2, 1, 8), _orthonormal(rng, 150, 8))
+        G = ls.LowRank(_orthonormal(rng, 200, 64) * 0.8 ** np.arange(64), _orthonormal(rng, 150, 64))
+        excesses.append(_excess(W - G, iters, against, options))
+    return float(np.median(excesses))
+
+
+def _excess(target, iters, against, options, **common):
+    excess = ls.gap(ls.lorsum(target, iters=iters, **options, **common), target).excess
+    return (
+        excess
+        if against is None
+        else excess / ls.gap(ls.lorsum(target, iters=iters, **against, **common), target).excess
+    )
+
+
+def predicted_rate(iters=60):
+    """Relative difference of the measured contraction of the largest angle from (σ_{r+1}/σ_r)², once asymptotic."""
+    rng = np.random.default_rng(0)
+    s = 1 / np.arange(1.0, 41)
+    A = ls.LowRank(_orthonormal(rng, 60, 40) * s, _orthonormal(rng, 50, 40))
+    history = ls.History()
+    init = ls.LowRank(np.zeros((60, 8)), rng.normal(size=(50, 8)))
+    ls.lorsum(ls.LowRankSum([A]), init=init, iters=iters, callback=history)
+    measured = np.tan(history.angle[-1]) / np.tan(history.angle[-2])
+    return float(abs(measured / ls.theory.contraction_rate(s, 8) - 1))
+
+
+def gap_against_dense(seeds=10):
+    """Worst difference of ``gap`` to a dense SVD, relative to ‖W‖, for true gaps from 1 down to 1e-13."""
+    worst = 0.0
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        spectrum = np.concatenate([np.linspace(2, 1, 5), 10.0 ** -rng.integers(0, 14) * rng.uniform(size=10)])
+        A = ls.LowRank(_orthonormal(rng, 60, 15) * spectrum, _orthonormal(rng, 40, 15))
+        X = ls.LowRank(A.U[:, :5] + 1e-9 * rng.normal(size=(60, 5)), A.V[:, :5])
+        measured, dense = ls.gap(X, A), A.to_dense()
+        optimal = _norm(scipy.linalg.svdvals(dense)[5:])
+        errors = measured.error - _norm(dense - X.to_dense()), measured.optimal - optimal
+        worst = max(worst, *(abs(error) / _norm(dense) for error in errors))
+    return float(worst)
+
+
+def incremental_drift(updates=5000):
+    """‖UᵀU − I‖, or ‖VᴴV − I‖, after rank-one updates by Brand's method, rounded to rank 8 each time."""
+    rng = np.random.default_rng(0)
+    svd = ls.IncrementalSVD(_orthonormal(rng, 60, 8), np.ones(8), _orthonormal(rng, 40, 8).T)
+    for _ in range(updates):
+        svd.update(rng.normal(size=(60, 1)), 0.1 * rng.normal(size=(40, 1))).truncate(8)
+    return float(max(_norm(svd.U.T @ svd.U - np.eye(8)), _norm(svd.Vh @ svd.Vh.T - np.eye(8))))
+
+
+KRYLOV, OVERSAMPLED = {"accelerate": "krylov"}, {"oversample": 5}
+ROWS = [
+    Row("float32, κ(U) = κ(V) = 1e5: distance to exact arithmetic", 1e-2, lambda: ill_conditioned(np.float32, 1e5)),
+    Row("float64, κ(U) = κ(V) = 1e7: distance to exact arithmetic", 1e-8, lambda: ill_conditioned(np.float64, 1e7)),
+    Row("direct against QR subspace iteration, in ε", 100, lambda: against_subspace_iteration("direct")),
+    Row("coefficients against QR subspace iteration, in ε", 100, lambda: against_subspace_iteration("coefficients")),
+    Row("1/i, cold start, K = 3: Krylov / plain excess", 1e-1, lambda: cold_start(3, against={}, **KRYLOV)),
+    Row("1/i, cold start, K = 4: Krylov / plain excess", 1e-3, lambda: cold_start(4, against={}, **KRYLOV)),
+    Row("1/i, cold start, K = 4: p = 5 / plain excess", 1 / 50, lambda: cold_start(4, against={}, **OVERSAMPLED)),
+    Row("1/i, cold start, K = 4: both, excess", 1e-7, lambda: cold_start(4, **KRYLOV, **OVERSAMPLED)),
+    Row("decaying gradient, warm start, K = 2: Krylov / plain", 1e-2, lambda: warm_start(2, against={}, **KRYLOV)),
+    Row("contraction rate against (σ_{r+1}/σ_r)², relative", 1e-1, predicted_rate),
+    Row("gap against a dense SVD, relative to ‖W‖", 1e-12, gap_against_dense),
+    Row("5,000 Brand updates: ‖UᵀU − I‖", 1e-12, incremental_drift),
+]
+
+
+def table(rows=ROWS):
+    """The table as Markdown, and whether every promise is kept."""
+    measured = [row.measure() for row in rows]
+    lines = ["| what | measured | limit | |", "| --- | --- | --- | --- |"]
+    for row, value in zip(rows, measured, strict=True):
+        lines.append(f"| {row.what} | {value:.2g} | {row.limit:.2g} | {'yes' if value <= row.limit else '**no**'} |")
+    return "\n".join(lines) + "\n", all(value <= row.limit for row, value in zip(rows, measured, strict=True))
+
+
+def main(output=None):
+    """Print the table, and write it to a file if one is given; true if every promise is kept."""
+    text, kept = table()
+    print(text)
+    if output is not None:
+        Path(output).write_text(f"# Accuracy\n\nMeasured by `python -m analysis.accuracy`.\n\n{text}", encoding="utf-8")
+    return kept
+
+
+def _orthonormal(rng, m, k):
+    return np.linalg.qr(rng.normal(size=(m, k)))[0]
+
+
+def _norm(A):
+    return np.sqrt(np.sum(np.abs(A) ** 2))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, help="a Markdown file to write, such as docs/accuracy.md")
+    raise SystemExit(0 if main(**vars(parser.parse_args())) else 1)

@@ -1,0 +1,1 @@
+collect_ignore_glob = ["*.py"]  # the notebooks' twins, which nbmake runs as notebooks
