@@ -1,0 +1,86 @@
+"""Draw the paper's figures and tables, running the studies that have no record yet.
+
+Without options: everything within ten minutes on two cores, the linear task as in the paper and MNIST reduced. Started
+again after an interruption, it repeats no finished run.
+"""
+
+import argparse
+import sys
+import time
+from functools import cache
+from pathlib import Path
+
+import matplotlib
+from rich.console import Console
+
+from paper_figures import figure1, gap, mnist
+from paper_figures.files import save
+from paper_figures.protocol import PAPER, REDUCED, records_of
+from paper_figures.style import RC
+
+__all__ = ["main"]
+
+FIGURES = {"figure1": figure1, "mnist": mnist, "gap": gap}
+
+
+def main(arguments=None):
+    options = _parser().parse_args(arguments)
+    if options.list:
+        for name, figure in FIGURES.items():
+            print(f"{name:8}  {figure.__doc__.strip()}")
+        return
+    try:
+        _draw({name: FIGURES[name] for name in options.only or FIGURES}, options)
+    except KeyboardInterrupt:
+        sys.exit("Interrupted. Finished runs are recorded: the same command goes on from there.")
+
+
+def _draw(figures, options):
+    start = time.perf_counter()
+    sizes = PAPER if options.full else REDUCED
+    recorded = cache(lambda study: records_of(study, sizes[study], options.records, workers=options.workers))
+    written = []
+    for name, figure in figures.items():
+        records = {study: recorded(study) for study in figure.STUDIES}
+        with matplotlib.rc_context(RC):
+            product = figure.make(records)
+            written.append((product, save(product, name, options.output)))
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for product, paths in written:
+        _report(console, product, paths)
+    console.print(f"{time.perf_counter() - start:.0f} s in all.", highlight=False)
+
+
+def _report(console, product, paths):
+    """The table, what follows from it, what was run on which data, and where it was written."""
+    console.print(product.table.to_rich())
+    for text in (*(f"• {sentence}" for sentence in product.table.sentences), "", product.caption, ""):
+        console.print(text, markup=False, highlight=False)
+    for path in paths:
+        console.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
+    console.print()
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="python -m paper_figures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--full", action="store_true", help="the paper's protocol on MNIST too: 3 seeds, 20 epochs (about 40 minutes)"
+    )
+    parser.add_argument("--only", action="append", choices=FIGURES, help="draw this figure; may be repeated")
+    parser.add_argument("--list", action="store_true", help="name the figures and leave")
+    parser.add_argument("--output", type=Path, default=Path("figures"), help="folder of the figures and tables")
+    parser.add_argument("--records", type=Path, default=Path("records"), help="folder of the studies' records")
+    parser.add_argument("--workers", type=_count, help="processes (default: one for each CPU)")
+    return parser
+
+
+def _count(text):
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes: 1 or more")
+    return int(text)
+
+
+if __name__ == "__main__":
+    main()
