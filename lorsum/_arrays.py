@@ -9,6 +9,7 @@ from array_api_compat import array_namespace, is_array_api_obj, is_numpy_array
 __all__ = [
     "as_array",
     "as_count",
+    "as_number",
     "as_rank",
     "common_namespace",
     "computing_dtype",
@@ -71,6 +72,11 @@ def is_scalar(x):
     if isinstance(x, (bool, int, float, complex, np.number, np.bool_)):
         return True
     return is_array_api_obj(x) and x.ndim == 0
+
+
+def as_number(x):
+    """A number that does not promote single precision to double, as NumPy's own scalars do (NEP 50)."""
+    return x.item() if isinstance(x, (np.generic, np.ndarray)) else x
 
 
 def is_operator(x):

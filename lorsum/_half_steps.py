@@ -3,7 +3,7 @@
 from lorsum._arrays import conj, eps, eye_like, namespace_of
 from lorsum.lowrank import LowRank
 
-__all__ = ["gram_half_step", "in_the_papers_gauge", "qr_half_step", "solved"]
+__all__ = ["column_space", "gram_half_step", "in_the_papers_gauge", "qr_half_step", "solved"]
 
 
 def qr_half_step(W, V, T, S, U0, reg):
@@ -51,6 +51,13 @@ def in_the_papers_gauge(U, S, V, T):
     skeel = xp.max(xp.sum(xp.abs(S) @ xp.abs(T).mT, axis=-1, keepdims=True), axis=-2, keepdims=True)
     harmless = skeel <= 100
     return LowRank._of(xp.where(harmless, U @ S, U), xp.where(harmless, V @ T, V))
+
+
+def column_space(V):
+    """An orthonormal basis of V's columns, with zeros in place of directions that V does not have."""
+    B, _, _, _, lost = _orthogonalised(V, None)
+    xp = namespace_of(B)
+    return xp.where(lost, xp.zeros_like(B), B)
 
 
 def _orthogonalised(V, reg):

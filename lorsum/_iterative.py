@@ -37,7 +37,7 @@ def subspace(A, rank, oversample, iters, tol, rng):
 
 def krylov(A, rank, solver, iters, tol, rng):
     """What SciPy's solver finds, improved by one orthogonal iteration and checked."""
-    V = _svds(A, rank, solver, iters, tol, rng)
+    V = _svds(A, rank, solver, iters, tol, rng).astype(_product_dtype(A), copy=False)
     if not is_finite(V):
         raise _no_convergence(solver, "it gave NaN")
     U, s, Vh = _from_range(A, _orthonormal(A @ V))
@@ -57,10 +57,12 @@ def _svds(A, rank, solver, iters, tol, rng):
         iters = min(m, n, iters or 10 * rank + 200)
     if solver == "lobpcg":  # asked for all digits of AᴴA it breaks down; and svds squares its `tol`
         tol = max(tol, eps(np, computing_dtype_of(A)) ** 0.375)
+    operator = (A / size).as_linear_operator()
+    operator.dtype = _product_dtype(A)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the result is checked
-            return svds(_operator(A / size), rank, solver=solver, maxiter=iters, tol=tol, rng=rng)[2].conj().T
+            return svds(operator, rank, solver=solver, maxiter=iters, tol=tol, rng=rng)[2].conj().T
     except (RuntimeError, ValueError) as error:  # ArpackError; LinAlgError and LOBPCG's own
         raise _no_convergence(solver, str(error)) from error
 
@@ -107,20 +109,8 @@ def _orthonormal(X):
     return namespace_of(X).linalg.qr(X, mode="reduced")[0]
 
 
-def _operator(A):
-    """A sum of NumPy terms as a SciPy ``LinearOperator``."""
-    from scipy.sparse.linalg import LinearOperator
-
-    def times(X):
-        return A @ X
-
-    def adjoint_times(X):
-        return conj(A.T @ conj(X))
-
-    dtype = np.result_type(computing_dtype_of(A), *A.coefficients)
-    return LinearOperator(
-        A.shape, matvec=times, rmatvec=adjoint_times, matmat=times, rmatmat=adjoint_times, dtype=dtype
-    )
+def _product_dtype(A):
+    return np.result_type(computing_dtype_of(A), *A.coefficients)
 
 
 def svd_of(X):

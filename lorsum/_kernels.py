@@ -21,6 +21,8 @@ HARMLESS_GAUGE = 100.0  # what the change to the paper's factors may cost, see l
 @njit(cache=True)
 def alternating(Us, Vs, c, U0, V0, iters, reg, v_first, balance):
     """Success, U and V after ``iters`` iterations on Σ cᵢ Uᵢ Vᵢᵀ from (U₀, V₀); all factors as rows, in two tuples."""
+    if reg == 0 and not _is_finite(V0 if v_first else U0):  # the factor that nothing below reads
+        return False, U0, V0
     U, V = U0, V0
     S, T = np.eye(len(U)), np.eye(len(V))
     for half in range(2 * iters):

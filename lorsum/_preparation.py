@@ -49,8 +49,8 @@ def coefficients_cost_less(W, rank, iters):
 def compressed(W, X0):
     """W and X₀ in orthonormal bases of all their factors: small matrices, and the way back.
 
-    X₀ comes first in the QR, so that its triangle is what the QR of X₀ alone would give: no rounding error comes between
-    the compressed start and the span of the one that was given.
+    X₀ comes first in the QR, so that its triangle is what the QR of X₀ alone would give: no rounding error comes
+    between the compressed start and the span of the one that was given.
     """
     xp, terms = W.namespace, W.terms
     if X0 is not terms[0]:

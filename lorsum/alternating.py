@@ -1,16 +1,27 @@
 """Floor 2: LoRSum, the alternating least-squares updates that track the truncated SVD of a sum of low-rank matrices."""
 
+import cmath
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 from numpy.linalg import LinAlgError
 
-from lorsum._arrays import as_count, as_rank, is_finite, is_scalar, is_traced, zeros_like
+from lorsum._arrays import (
+    as_array,
+    as_count,
+    as_rank,
+    computing_dtype,
+    is_finite,
+    is_scalar,
+    is_traced,
+    namespace_of,
+    zeros_like,
+)
 from lorsum._half_steps import gram_half_step, in_the_papers_gauge, qr_half_step, solved
 from lorsum._krylov import krylov
 from lorsum._preparation import prepared
-from lorsum.lowrank import LowRank, LowRankSum, as_sum, check_addable, fits_kernels, require_finite
+from lorsum.lowrank import LowRank, LowRankSum, as_sum, check_addable, fits_kernels, require_finite, rows
 
 __all__ = ["Iterate", "least_squares_factor", "lorsum"]
 
@@ -22,6 +33,9 @@ _CHOICES = {
     "gauge": ("paper", "balanced"),
     "accelerate": (None, "krylov"),
 }
+
+
+OVERFLOW = "`target` overflows its dtype in the products of its factors; scale it down."
 
 
 class Iterate(NamedTuple):
@@ -124,8 +138,9 @@ def lorsum(
     Notes
     -----
     With λ = 0 the iteration is orthogonal (subspace) iteration on WWᵀ and WᵀW, and it contracts the angle to the
-    dominant singular subspace by (σ_{r+1}/σ_r)² an iteration [1]_. Where a factor has dependent or zero columns, λ =
-    0 is taken as the limit λ → 0: the minimiser nearest to U₀ (or V₀). So a zero factor of LoRA is no special case.
+    dominant singular subspace by (σ_{r+1}/σ_r)² an iteration [1]_. Where a factor has dependent or zero columns, many
+    solutions are equally good, and the nearest to U₀ (or V₀) is taken, in the scale in which the columns have the same
+    size: what λ → 0 tends to for zero columns. So a zero factor of LoRA is no special case.
 
     In operations, K iterations on a sum of stacked rank R cost K (m + n) (4Rr + 6r²) by the direct method; coefficients
     cost 6 (m + n) R² + 2R³ + 2 (m + n) Rr + K (8R²r + 12Rr²), and need R < min(m, n).
@@ -133,8 +148,8 @@ def lorsum(
     With metrics, algorithm 2 of [2]_ is corrected so that a zero gradient is a fixed point: it is LoRSum on
     L_Uᵀ W L_V, with M = L Lᵀ, and the proximal term is weighted alike.
 
-    Small problems on NumPy arrays run in Numba kernels, which are compiled at the first call (some ten seconds, once on a
-    machine: they are cached) and give the same result up to rounding.
+    Small problems on NumPy arrays run in Numba kernels, which are compiled at the first call (some ten seconds, once on
+    a machine: they are cached) and give the same result up to rounding.
 
     The proximal term is that of Listing 1 and equation 7 of [2]_; line 5 of Algorithm 2 misses a λI.
 
@@ -178,13 +193,14 @@ def lorsum(
 
     half_step = gram_half_step if solver == "gram" else qr_half_step
     sweep = krylov if accelerate else _simultaneous if simultaneous else _alternating
-    with _errors_explained(target, init):
+    with _errors_explained(target, init, solver):
         X = _by_kernel(W, X0, iters, reg, start, False) if compiled and undo else None
         if X is None:
             X = sweep(W, X0, iters, reg, start, half_step, _observer(callback, target, finish))
         X = finish(X)
-        if not is_finite(*X):
-            raise OverflowError("`target` overflows its dtype in the products of its factors; scale it down.")
+    if not is_finite(*X, *init):  # of the start, λ = 0 reads one factor only
+        require_finite(target=target, init=as_sum(init))
+        raise OverflowError(OVERFLOW)
     return X
 
 
@@ -219,10 +235,13 @@ def least_squares_factor(W, V, U0=None, reg=0.0):
     >>> least_squares_factor(G, V).ravel()
     array([0.5, 0.5, 0.5, 0.5])
     """
-    W = as_sum(W, "W")
-    if U0 is None:
-        U0 = zeros_like((*W.shape[:-1], V.shape[-1]), V)
-    return solved(qr_half_step, W, V, U0, _checked_reg(reg))
+    W, V = as_sum(W, "W"), as_array(V, "V")
+    dtype = V.dtype
+    computing = computing_dtype(namespace_of(V), dtype)
+    W, V = W.astype(computing_dtype(W.namespace, W.dtype)), namespace_of(V).astype(V, computing)
+    U0 = zeros_like((*W.shape[:-1], V.shape[-1]), V) if U0 is None else namespace_of(U0).astype(U0, computing)
+    U = solved(qr_half_step, W, V, U0, _checked_reg(reg))
+    return namespace_of(U).astype(U, dtype) if computing != dtype else U
 
 
 def _by_kernel(target, init, iters, reg, start, balance):
@@ -235,11 +254,11 @@ def _by_kernel(target, init, iters, reg, start, balance):
     if coefficients.dtype.kind not in "if":
         return None
     ok, U, V = _kernels.alternating(
-        tuple(np.ascontiguousarray(term.U.T) for term in target.terms),
-        tuple(np.ascontiguousarray(term.V.T) for term in target.terms),
+        tuple(rows(term.U) for term in target.terms),
+        tuple(rows(term.V) for term in target.terms),
         coefficients.astype(init.dtype),
-        np.ascontiguousarray(init.U.T),
-        np.ascontiguousarray(init.V.T),
+        rows(init.U),
+        rows(init.V),
         iters,
         reg or 0.0,
         start == "V",
@@ -283,7 +302,7 @@ def _observer(callback, target, finish):
 
 
 @contextmanager
-def _errors_explained(target, init):
+def _errors_explained(target, init, solver):
     """Say which argument was at fault when the array library gives up, or when its result is not finite."""
     try:
         yield
@@ -291,6 +310,8 @@ def _errors_explained(target, init):
         require_finite(target=target, init=as_sum(init))
         if not type(error).__name__.endswith("LinAlgError"):  # torch has one of its own
             raise
+        if solver != "gram":
+            raise OverflowError(OVERFLOW) from error
         raise LinAlgError(
             f"a solve broke down ({error}): the columns of a factor are dependent or zero. "
             "Try `solver='qr'`, or `reg` > 0."
@@ -309,6 +330,9 @@ def _checked(target, init, reg):
     if init.shape != sum_.shape:
         raise ValueError(f"`init` has shape {init.shape} and `target` {sum_.shape}: they must be equal.")
     check_addable(sum_, as_sum(init))
+    for i, c in enumerate(sum_.coefficients):
+        if not is_traced(c) and not cmath.isfinite(c):
+            raise ValueError(f"`target` has the coefficient {c} at its term {i}; a finite number is needed.")
     return sum_, init, _checked_reg(reg)
 
 

@@ -4,7 +4,18 @@ from typing import Any, NamedTuple
 
 from array_api_compat import is_jax_array
 
-from lorsum._arrays import as_rank, conj, eps, frobenius, is_finite, is_traced, namespace_of
+from lorsum._arrays import (
+    as_array,
+    as_rank,
+    common_namespace,
+    computing_dtype,
+    conj,
+    eps,
+    frobenius,
+    is_finite,
+    is_traced,
+    namespace_of,
+)
 from lorsum._display import html_table, text_table
 from lorsum.lowrank import as_sum, check_addable, require_finite
 from lorsum.svd import truncated_svd
@@ -87,7 +98,9 @@ def gap(approx, target, rank=None):
     error, optimal = frobenius(W - X), frobenius(s[..., None, rank:])
     best = frobenius(s[..., None, :rank])
     rounding = 2 * max(W.shape[-2:]) * eps(xp, W.dtype) * frobenius(W)
-    above = xp.clip(error - optimal, min=0.0)  # rounding may leave it below
+    above = error - optimal
+    if rank >= approx.rank:  # nothing is better than the best, but for rounding
+        above = xp.clip(above, min=0.0)
     excess = _ratio(above, optimal, zero=error <= rounding, below=optimal <= rounding)
     apart = frobenius(X - W_r)
     distance = _ratio(apart, best, zero=apart == 0, below=best == 0)
@@ -128,6 +141,9 @@ def principal_angles(A, B):
     >>> principal_angles(np.array([[1.0], [0.0]]), np.array([[1.0], [1e-12]]))
     array([1.e-12])
     """
+    A, B = as_array(A, "A"), as_array(B, "B")
+    xp = common_namespace(A=A, B=B)
+    A, B = (xp.astype(X, computing_dtype(xp, X.dtype)) for X in (A, B))
     if A.shape[-2] != B.shape[-2]:
         raise ValueError(f"`A` has columns of length {A.shape[-2]} and `B` {B.shape[-2]}: they must be equal.")
     for name, array in (("A", A), ("B", B)):
@@ -135,7 +151,6 @@ def principal_angles(A, B):
             raise ValueError(f"`{name}` has a NaN or an infinity.")
     if A.shape[-1] < B.shape[-1]:
         A, B = B, A
-    xp = namespace_of(A, B)
     A, B = xp.linalg.qr(A, mode="reduced")[0], xp.linalg.qr(B, mode="reduced")[0]
     inner = conj(A).mT @ B
     cosines = xp.linalg.svdvals(inner)

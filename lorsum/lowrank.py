@@ -7,6 +7,7 @@ from array_api_compat import is_array_api_obj
 
 from lorsum._arrays import (
     as_array,
+    as_number,
     common_namespace,
     computing_dtype,
     frobenius,
@@ -14,10 +15,11 @@ from lorsum._arrays import (
     is_operator,
     is_scalar,
     namespace_of,
+    zeros_like,
 )
 from lorsum._display import dtype_name, html_table, shape_text, sign_and_size, storage_rows, term_text
 
-__all__ = ["LowRank", "LowRankSum", "as_sum", "check_addable", "fits_kernels", "require_finite"]
+__all__ = ["LowRank", "LowRankSum", "as_sum", "check_addable", "fits_kernels", "require_finite", "rows"]
 
 
 _NUMPY_ARRAY = np.empty(0)  # what operators compute with
@@ -57,13 +59,13 @@ class _Linear:
     def __mul__(self, scalar):
         if not is_scalar(scalar):
             return NotImplemented
-        sum_ = as_sum(self)
+        sum_, scalar = as_sum(self), as_number(scalar)
         return LowRankSum._of(sum_.terms, tuple(scalar * c for c in sum_.coefficients))
 
     __rmul__ = __mul__
 
     def __truediv__(self, scalar):
-        return self * (1 / scalar) if is_scalar(scalar) else NotImplemented
+        return self * (1 / as_number(scalar)) if is_scalar(scalar) else NotImplemented
 
     def _plus(self, other, sign):
         left, right = as_sum(self), as_sum(other)
@@ -258,14 +260,14 @@ class LowRank(_Linear):
         if fits_kernels(self):
             from lorsum import _kernels
 
-            ok, U, V = _kernels.balanced(np.ascontiguousarray(self.U.T), np.ascontiguousarray(self.V.T))
+            ok, U, V = _kernels.balanced(rows(self.U), rows(self.V))
             if ok:
                 return LowRank._of(U.T, V.T)
         Qu, core, Qv = as_sum(self).compressed()
         xp = namespace_of(core)
         P, s, Zh = xp.linalg.svd(core, full_matrices=False)
         root = xp.astype(xp.sqrt(s), core.dtype)[..., None, :]
-        U, V = Qu @ (P * root), Qv @ (Zh.mT * root)
+        U, V = (_padded(factor, self.rank) for factor in (Qu @ (P * root), Qv @ (Zh.mT * root)))
         return LowRank._of(xp.astype(U, self.dtype, copy=False), xp.astype(V, self.dtype, copy=False))
 
     def __repr__(self):
@@ -327,7 +329,7 @@ class LowRankSum(_Linear):
                 raise TypeError(f"`coefficients[{i}]` is a {type(c).__name__}; a number is needed.")
             check_addable(sums[0], sum_)
         self.terms = tuple(sum_.terms[0] for sum_ in sums)
-        self.coefficients = coefficients
+        self.coefficients = tuple(map(as_number, coefficients))
 
     @classmethod
     def _of(cls, terms, coefficients):
@@ -379,7 +381,11 @@ class LowRankSum(_Linear):
     def dtype(self):
         """Dtype that the terms promote to."""
         dtypes = {term.dtype for term in self.terms}
-        return dtypes.pop() if len(dtypes) == 1 else self.namespace.result_type(*dtypes)
+        dtype = dtypes.pop() if len(dtypes) == 1 else self.namespace.result_type(*dtypes)
+        if any(isinstance(c, complex) for c in self.coefficients):
+            xp = self.namespace
+            return xp.result_type(dtype, xp.complex64)
+        return dtype
 
     @property
     def T(self):
@@ -509,6 +515,12 @@ def fits_kernels(first, *others):
     return sum(A.U.size + A.V.size for A in (first, *others)) <= 2**20
 
 
+def rows(factor):
+    """A factor as the kernels take it: its transpose, contiguous and writeable, since Numba has a type for each."""
+    transposed = np.ascontiguousarray(factor.T)
+    return transposed if transposed.flags.writeable else transposed.copy()
+
+
 def check_addable(left, right):
     """An error unless two sums have one shape and belong to one array library."""
     if left.shape != right.shape:
@@ -536,6 +548,14 @@ def require_finite(**sums):
         for name, array in sum_.named_arrays().items():
             if not is_finite(array):
                 raise ValueError(f"`{argument}` has a NaN or an infinity in its {name.removeprefix('terms[0].')}.")
+
+
+def _padded(factor, rank):
+    """The factor with zero columns up to ``rank``, for a rank above the dimensions."""
+    missing = rank - factor.shape[-1]
+    if missing == 0:
+        return factor
+    return namespace_of(factor).concat([factor, zeros_like((*factor.shape[:-1], missing), factor)], axis=-1)
 
 
 def _check_inner(left, right):

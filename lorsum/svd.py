@@ -6,7 +6,7 @@ import numpy as np
 from array_api_compat import is_numpy_array
 from numpy.linalg import LinAlgError
 
-from lorsum._arrays import as_count, as_rank, is_operator, namespace_of
+from lorsum._arrays import as_count, as_rank, is_operator, namespace_of, zeros_like
 from lorsum._iterative import computing_dtype_of, krylov, randomized, subspace, svd_of
 from lorsum.lowrank import LowRank, as_sum, require_finite
 
@@ -72,7 +72,7 @@ def truncated_svd(A, rank=None, *, rtol=None, method="auto", tol=0.0, oversample
         ``"auto"`` is one of the first three; see the notes.
     tol : float
         How well a result of the iterative methods but ``"randomized"`` has to converge: ‖A V − U diag(s)‖ ≤ tol σ₁.
-        0 asks for rounding level.
+        0 asks for rounding level, which ``"subspace"`` cannot know where the terms of a sum cancel: give it there.
     oversample : int
         ``"randomized"`` and ``"subspace"`` iterate on so many more columns than r.
     iters : int, optional
@@ -107,7 +107,9 @@ def truncated_svd(A, rank=None, *, rtol=None, method="auto", tol=0.0, oversample
     With a dense term it is ``"lapack"``. With an operator it is ``"arpack"``, of SciPy's solvers the one that repeated
     and clustered singular values do not upset, but ``"lapack"`` where m n ≤ 10⁶, 5r ≥ min(m, n) or ``rtol`` is given.
 
-    ARPACK and LOBPCG work with AᴴA, which costs them what is below √eps σ₁; the refinement restores most of it.
+    ARPACK and LOBPCG work with AᴴA, which costs them what is below √eps σ₁; the refinement restores most of it. LOBPCG
+    breaks down on a matrix of rank little above r, and PROPACK where more singular values are equal than it can tell
+    apart; both raise then.
 
     ``rtol`` and ``"subspace"`` look at values, so that they do not work inside ``jax.jit``.
 
@@ -140,6 +142,7 @@ def truncated_svd(A, rank=None, *, rtol=None, method="auto", tol=0.0, oversample
     )
     rng = None if method in _EXACT else _checked_rng(rng)
     require_finite(A=sum_)
+    _check_adjoints(sum_, method)
 
     W = sum_.astype(computing_dtype_of(sum_))
     try:
@@ -161,9 +164,7 @@ def truncated_svd(A, rank=None, *, rtol=None, method="auto", tol=0.0, oversample
 def _factored(A, rank, rtol):
     missing = (rank or 1) - A.rank
     if missing > 0:  # zero columns, which QR completes to an orthonormal basis
-        xp = A.namespace
-        zeros = [xp.zeros((*x.shape[:-1], missing), dtype=x.dtype, device=x.device) for x in A.terms[0]]
-        A = A + LowRank._of(*zeros)
+        A = A + LowRank._of(*(zeros_like((*x.shape[:-1], missing), x) for x in A.terms[0]))
     Qu, core, Qv = A.compressed()
     P, s, Zh = svd_of(core)
     r = rank or rank_for(s, rtol)
@@ -235,11 +236,27 @@ def _checked_method(A, method, rank):
     return method
 
 
+def _check_adjoints(A, method):
+    """An error if an operator lacks the products with its adjoint that the method needs."""
+    m, n = A.shape[-2:]
+    for operator in filter(is_operator, A.terms if method != "lapack" or m < n else ()):
+        try:
+            operator.rmatmat(np.zeros((m, 1)))
+        except (NotImplementedError, TypeError) as error:  # SciPy calls the None that it was given
+            raise ValueError("`A` has an operator without `rmatvec`, or one that fails: Aᴴ x is needed.") from error
+
+
 def _check_krylov(A, method, rank):
     if len(A.shape) > 2 or not all(map(is_numpy_array, A.arrays())):
         raise ValueError(f"`method` is {method!r}, which takes one NumPy matrix: use 'subspace' or 'randomized'.")
-    if method != "propack" and rank == min(A.shape):
-        raise ValueError(f"`rank` is {rank}, but `method` {method!r} needs rank < min(m, n) = {rank}: use 'lapack'.")
+    m, n = A.shape
+    numbers = "complex" if np.result_type(A.dtype, *A.coefficients).kind == "c" else "real"
+    most = min(m, n) - {"propack": 0, "lobpcg": 1, "arpack": 1 + (numbers == "complex")}[method]
+    if rank > most:
+        raise ValueError(
+            f"`rank` is {rank}, but `method` {method!r} finds at most {most} singular values of a {numbers} {m} × {n} "
+            "matrix: use 'lapack'."
+        )
 
 
 def _cheapest(A, rank):

@@ -2,14 +2,14 @@
 
 import math
 
-from lorsum._arrays import is_scalar, is_traced
+from lorsum._arrays import as_number, is_scalar, is_traced
 
 __all__ = ["check_betas", "check_fraction", "check_lr", "check_nonnegative", "check_positive", "lr_at"]
 
 
 def lr_at(lr, count):
     """The learning rate of step ``count``."""
-    return lr(count) if callable(lr) else lr
+    return as_number(lr(count) if callable(lr) else lr)
 
 
 def check_lr(lr):

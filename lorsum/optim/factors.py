@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from lorsum._arrays import as_array, conj, namespace_of
+from lorsum._arrays import as_array, computing_dtype, conj, namespace_of
 from lorsum.lowrank import LowRank, as_sum
 from lorsum.optim._options import check_betas, check_fraction, check_lr, check_nonnegative, lr_at
 
@@ -138,23 +138,43 @@ class AdamW:
 
 
 def leaves(W):
-    """The arrays that are trained: the factors of an adapter, or the one array of a dense parameter."""
-    return tuple(W) if isinstance(W, LowRank) else (as_array(W, "W", ndim=0),)
+    """The arrays that are trained: the factors of an adapter, or the one array of a dense parameter.
+
+    Half precision is trained in single: its steps would be lost to rounding, and Adam's ε is zero in it.
+    """
+    arrays = tuple(W) if isinstance(W, LowRank) else (as_array(W, "W", ndim=0),)
+    return tuple(_computing(p) for p in arrays)
 
 
 def leaf_gradients(W, G):
     """Their gradients: G_U = G V and G_V = Gᵀ U (section 3 of the paper), or G."""
+    check_gradient(W, G)
     if not isinstance(W, LowRank):
-        return [G if not hasattr(G, "to_dense") else G.to_dense()]
-    G = as_sum(G, "G")
+        return [_computing(G.to_dense() if hasattr(G, "to_dense") else as_array(G, "G", ndim=0))]
+    G, W = as_sum(G, "G"), W.astype(computing_dtype(namespace_of(W.U), W.dtype))
     return [G @ conj(W.V), G.T @ conj(W.U)]
 
 
+def check_gradient(W, G):
+    """An error unless the gradient has the parameter's shape."""
+    if not hasattr(G, "shape"):
+        raise TypeError(f"`G` is a {type(G).__name__}; a LowRank, a LowRankSum or an array is needed.")
+    if tuple(G.shape) != tuple(W.shape):
+        raise ValueError(f"`G` has shape {tuple(G.shape)} and `W` {tuple(W.shape)}: they must be equal.")
+
+
 def rebuilt(W, arrays):
-    """The parameter W with new arrays."""
+    """The parameter W with new arrays, in its own dtype."""
+    xp = namespace_of(arrays[0])
+    arrays = [xp.astype(p, W.dtype, copy=False) for p in arrays]
     return LowRank(*arrays) if isinstance(W, LowRank) else arrays[0]
 
 
 def zeros_like_leaves(W):
     """A zero array for each that is trained."""
     return tuple(namespace_of(p).zeros_like(p) for p in leaves(W))
+
+
+def _computing(p):
+    xp = namespace_of(p)
+    return xp.astype(p, computing_dtype(xp, p.dtype), copy=False)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from lorsum.lowrank import as_sum
 from lorsum.optim._options import check_fraction, check_lr, lr_at
-from lorsum.optim.factors import SGD
+from lorsum.optim.factors import SGD, check_gradient
 from lorsum.optim.oplora import require_adapter
 from lorsum.svd import truncated_svd
 
@@ -59,6 +59,7 @@ class SVDLoRA:
     def step(self, W, G, state):
         """``(W, state)`` after a step along G, the gradient with respect to the matrix W."""
         require_adapter(W)
+        check_gradient(W, G)
         lr, M = lr_at(self.lr, state.count), as_sum(G, "G")
         if state.M is not None:
             M = as_sum(self.momentum * state.M + M.to_dense())

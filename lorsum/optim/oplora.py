@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from lorsum._arrays import as_count, namespace_of, normal, zeros_like
+from lorsum._arrays import as_count, computing_dtype, namespace_of, normal, zeros_like
+from lorsum._half_steps import column_space
 from lorsum.alternating import lorsum
 from lorsum.lowrank import LowRank, as_sum
 from lorsum.optim._options import check_fraction, check_lr, check_nonnegative, lr_at
@@ -159,7 +160,7 @@ class ProjectedOPLoRA(OPLoRA):
         """State before the first step. ``rng`` is not used: nothing here is random."""
         require_adapter(W)
         xp = namespace_of(W.U)
-        zeros = [xp.concat([xp.zeros_like(factor)] * 2, axis=-1) for factor in W]
+        zeros = [xp.concat([xp.zeros_like(factor)] * 2, axis=-1) for factor in W.astype(computing_dtype(xp, W.dtype))]
         return OPLoRAState(0, LowRank(*zeros) if self.momentum else None)
 
     def step(self, W, G, state):
@@ -174,9 +175,8 @@ class ProjectedOPLoRA(OPLoRA):
 
 def tangent_projection(W, A):
     """P_U A + A P_V − P_U A P_V as a matrix of rank 2r: what a first-order change of U and V can express."""
-    xp = namespace_of(W.U)
-    A = as_sum(A, "A")
-    Qu, Qv = xp.linalg.qr(W.U, mode="reduced")[0], xp.linalg.qr(W.V, mode="reduced")[0]
+    xp, A = namespace_of(W.U), as_sum(A, "A")
+    Qu, Qv = (column_space(factor) for factor in W.astype(computing_dtype(xp, W.dtype)))
     left, right = A.T @ Qu, A @ Qv
     right = right - Qu @ (Qu.mT @ right)
     return LowRank(xp.concat([Qu, right], axis=-1), xp.concat([left, Qv], axis=-1))

@@ -1,0 +1,82 @@
+"""Floor 2: Brand's updates of a thin SVD, U diag(s) Vᴴ, as pure functions of U, s and V."""
+
+from numpy.linalg import LinAlgError
+
+from lorsum._arrays import conj, eps, eye_like, frobenius, is_finite, namespace_of, zeros_like
+
+__all__ = ["added", "loss_of_orthogonality", "orthonormal_to_rounding", "padded", "recompressed"]
+
+# Measured: what rounding leaves of a vector inside the span is below 5 eps, what it leaves of a matrix minus itself 21
+_NEW = 10  # a direction is new if so many roundings of the vectors stand out in it
+_ZERO = 32  # a singular value is zero below so many roundings of the numbers it came from
+_LOSS = 100  # ‖QᴴQ − I‖ above so many roundings times √r calls for re-orthogonalisation
+
+
+def added(U, s, V, A, B):
+    """U diag(s) Vᴴ + A Bᴴ, by the SVD of the core K of [U P] K [V Q]ᴴ."""
+    xp = namespace_of(U)
+    dtype = xp.result_type(U.dtype, A.dtype, B.dtype)
+    U, V, A, B = (xp.astype(x, dtype, copy=False) for x in (U, V, A, B))
+    (A, a), (B, b) = _unit_columns(A), _unit_columns(B)
+    U, L = _extended(U, A)
+    V, R = _extended(V, B)
+    sizes = xp.concat([xp.astype(s, a.dtype, copy=False), a * b])
+    K = (L * sizes) @ conj(R).mT
+    if not is_finite(K):
+        raise LinAlgError("`A` @ `B`.T overflows the dtype; scale the matrix down.")
+    P, s, Z = _kept(K, _ZERO * frobenius(sizes[None, :]))
+    return U @ P, s, V @ Z
+
+
+def _extended(Q, A):
+    """[Q P] with an orthonormal basis P of what A adds to Q, and the coefficients of Q and A in it."""
+    xp = namespace_of(Q)
+    C, N = zeros_like((Q.shape[1], A.shape[1]), Q), A
+    for _ in range(2):  # the first pass leaves in N what cancelled in it
+        D = conj(Q).mT @ N
+        C, N = C + D, N - Q @ D
+    P, _, _ = _kept(N, _NEW * A.shape[1] ** 0.5)
+    P = P[:, : min(P.shape[1], Q.shape[0] - Q.shape[1])]
+    P = xp.linalg.qr(P - Q @ (conj(Q).mT @ P), mode="reduced")[0]  # a small direction of N was magnified
+    top = xp.concat([eye_like(Q.shape[1], Q), C], axis=1)
+    bottom = xp.concat([zeros_like((P.shape[1], Q.shape[1]), Q), conj(P).mT @ N], axis=1)
+    return xp.concat([Q, P], axis=1), xp.concat([top, bottom], axis=0)
+
+
+def recompressed(L, s, R):
+    """The SVD of L diag(s) Rᴴ, whatever the columns of L and R are."""
+    qr = namespace_of(L).linalg.qr
+    (U, L), (V, R) = qr(L, mode="reduced"), qr(R, mode="reduced")
+    P, s, Z = _kept((L * s) @ conj(R).mT, _ZERO * frobenius(s[None, :]))
+    return U @ P, s, V @ Z
+
+
+def _kept(K, size):
+    """Left vectors, values and right vectors of K that stand out from one rounding of a number of that size."""
+    xp = namespace_of(K)
+    P, s, Zh = xp.linalg.svd(K, full_matrices=False)
+    r = int(xp.sum(xp.astype(s > eps(xp, K.dtype) * size, xp.int64)))
+    return P[:, :r], s[:r], conj(Zh[:r, :]).mT
+
+
+def _unit_columns(A):
+    norms = frobenius(A.mT[..., None])
+    xp = namespace_of(A)
+    return A / xp.where(norms > 0, norms, xp.ones_like(norms)), norms
+
+
+def padded(Q, p):
+    """Q above p rows of zeros, and the unit vectors of those rows."""
+    concat = namespace_of(Q).concat
+    below = concat([zeros_like((Q.shape[0], p), Q), eye_like(p, Q)])
+    return concat([Q, zeros_like((p, Q.shape[1]), Q)]), below
+
+
+def orthonormal_to_rounding(Q):
+    """Whether ‖QᴴQ − I‖ is no more than the rounding errors of a few updates."""
+    return loss_of_orthogonality(Q) <= _LOSS * eps(namespace_of(Q), Q.dtype) * Q.shape[1] ** 0.5
+
+
+def loss_of_orthogonality(Q):
+    """‖QᴴQ − I‖, Frobenius."""
+    return float(frobenius(conj(Q).mT @ Q - eye_like(Q.shape[1], Q)))
