@@ -15,6 +15,7 @@ from lorsum import optim, theory
 from lorsum.alternating import Iterate, lorsum
 from lorsum.certified import Certified, lorsum_until
 from lorsum.diagnostics import Gap, History, gap, principal_angles
+from lorsum.incremental import IncrementalSVD
 from lorsum.lowrank import LowRank, LowRankSum
 from lorsum.metrics import Damped
 from lorsum.svd import TruncatedSVD, truncated_svd
@@ -26,6 +27,7 @@ __all__ = [
     "Damped",
     "Gap",
     "History",
+    "IncrementalSVD",
     "Iterate",
     "LowRank",
     "LowRankSum",

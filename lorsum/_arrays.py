@@ -1,6 +1,7 @@
 """Floor 0: array namespaces, dtypes, and the checks at the door that every verb shares."""
 
 import operator
+from functools import cache
 
 import array_api_compat.numpy
 import numpy as np
@@ -86,7 +87,12 @@ def is_operator(x):
 
 def is_traced(x):
     """True inside ``jax.jit`` and its like, where an array has no values yet and checks on values are skipped."""
-    return any(base.__name__ == "Tracer" for base in type(x).__mro__)
+    return _is_tracer(type(x))
+
+
+@cache
+def _is_tracer(kind):
+    return any(base.__name__ == "Tracer" for base in kind.__mro__)
 
 
 def computing_dtype(xp, dtype):

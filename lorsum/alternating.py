@@ -325,15 +325,21 @@ def _checked(target, init, reg):
         init = sum_.terms[0]
         if not isinstance(init, LowRank):
             raise ValueError("`init` is None and the first term of `target` is no LowRank: pass `init` to start from.")
-    if not isinstance(init, LowRank):
-        raise TypeError(f"`init` is a {type(init).__name__}; a LowRank is needed.")
-    if init.shape != sum_.shape:
-        raise ValueError(f"`init` has shape {init.shape} and `target` {sum_.shape}: they must be equal.")
-    check_addable(sum_, as_sum(init))
+    else:
+        check_init(init, sum_)
     for i, c in enumerate(sum_.coefficients):
         if not is_traced(c) and not cmath.isfinite(c):
             raise ValueError(f"`target` has the coefficient {c} at its term {i}; a finite number is needed.")
     return sum_, init, _checked_reg(reg)
+
+
+def check_init(init, target):
+    """An error unless a start fits its target."""
+    if not isinstance(init, LowRank):
+        raise TypeError(f"`init` is a {type(init).__name__}; a LowRank is needed.")
+    if init.shape != target.shape:
+        raise ValueError(f"`init` has shape {init.shape} and `target` {target.shape}: they must be equal.")
+    check_addable(target, as_sum(init))
 
 
 def _checked_reg(reg):
@@ -349,5 +355,6 @@ def _checked_reg(reg):
 
 def _check_choices(**chosen):
     for name, value in chosen.items():
-        if value not in _CHOICES[name]:
-            raise ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(map(repr, _CHOICES[name]))}.")
+        choices = _CHOICES[name]
+        if value not in choices:
+            raise ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(map(repr, choices))}.")

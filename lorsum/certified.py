@@ -6,9 +6,9 @@ from numpy.linalg import LinAlgError
 
 from lorsum._arrays import as_count, computing_dtype, eps, frobenius, is_scalar, namespace_of
 from lorsum._preparation import compressed
-from lorsum.alternating import lorsum
+from lorsum.alternating import check_init, lorsum
 from lorsum.diagnostics import Gap, gap
-from lorsum.lowrank import LowRank, as_sum, check_addable, require_finite
+from lorsum.lowrank import LowRank, as_sum, require_finite
 
 __all__ = ["Certified", "lorsum_until"]
 
@@ -121,13 +121,9 @@ def _stands_still(errors):
 
 def _checked(target, init, tol):
     """The tolerance as a float, after a look at all that is not its own check."""
-    if not isinstance(init, LowRank):
-        raise TypeError(f"`init` is a {type(init).__name__}; a LowRank is needed.")
     if not target.is_factored or len(target.shape) > 2:
         raise ValueError("`target` has a term that is no LowRank, or is a batch; one sum of low-rank terms is needed.")
-    if init.shape != target.shape:
-        raise ValueError(f"`init` has shape {init.shape} and `target` {target.shape}: they must be equal.")
-    check_addable(target, as_sum(init))
+    check_init(init, target)
     require_finite(target=target, init=as_sum(init))
     if not is_scalar(tol) or not 0 <= float(tol) < float("inf"):
         raise ValueError(f"`tol` is {tol}; a finite number of at least 0 is needed.")

@@ -18,7 +18,13 @@ def test_every_configuration_is_another_one():
     configs = configurations(seeds=2)
     assert len({repr(sorted(config.items())) for config in configs}) == len(configs)
     assert {config["task"] for config in configs} == {
-        "cold start", "warm start", "proximal term", "rank", "conditioning", "acceleration", "momentum"
+        "cold start",
+        "warm start",
+        "proximal term",
+        "rank",
+        "conditioning",
+        "acceleration",
+        "momentum",
     }
 
 
@@ -130,4 +136,4 @@ def test_measured_rate():
     assert measured_rate([*falling[:8], *[1e-15, 1e-11] * 9], floor=1e-12, small=1.0) == pytest.approx(0.5)
     assert np.isnan(measured_rate(falling[:3], floor=1e-12, small=1.0))  # one ratio is no rate
     assert np.isnan(measured_rate(falling, floor=1e-12, small=1e-13))
-    assert np.isnan(measured_rate(np.exp(-np.linspace(0, 5, 20) ** 2), floor=1e-12, small=1.0))
+    assert np.isnan(measured_rate(np.exp(-(np.linspace(0, 5, 20) ** 2)), floor=1e-12, small=1.0))
