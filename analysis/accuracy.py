@@ -1,6 +1,6 @@
 """The accuracy that lorsum promises, measured: ``python -m analysis.accuracy`` prints the table and writes it down.
 
-Each row compares with something computed in another way: the same iteration in extended precision, QR subspace iteration
+Each row compares with something computed in another way: the same iteration in extended precision, subspace iteration
 by SciPy's QR, a dense SVD by SciPy.
 """
 
@@ -28,7 +28,7 @@ class Row(NamedTuple):
 
 
 def ill_conditioned(dtype, condition, solver="auto", seeds=5):
-    """Worst relative distance at K = 1 to the same iteration in higher precision, where κ(U) = κ(V) and W is harmless."""
+    """Worst relative distance at K = 1 to the same iteration in higher precision; κ(U) = κ(V), and W is harmless."""
     return max(_ill_conditioned(dtype, condition, solver, np.random.default_rng(seed)) for seed in range(seeds))
 
 

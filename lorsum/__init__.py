@@ -11,7 +11,7 @@
 True
 """
 
-from lorsum import optim, theory
+from lorsum import datasets, nn, optim, theory
 from lorsum.alternating import Iterate, lorsum
 from lorsum.certified import Certified, lorsum_until
 from lorsum.diagnostics import Gap, History, gap, principal_angles
@@ -32,9 +32,11 @@ __all__ = [
     "LowRank",
     "LowRankSum",
     "TruncatedSVD",
+    "datasets",
     "gap",
     "lorsum",
     "lorsum_until",
+    "nn",
     "optim",
     "principal_angles",
     "theory",
