@@ -1,7 +1,6 @@
 """Floor 0: array namespaces, dtypes, and the checks at the door that every verb shares."""
 
 import operator
-from functools import cache
 
 import array_api_compat.numpy
 import numpy as np
@@ -87,12 +86,8 @@ def is_operator(x):
 
 def is_traced(x):
     """True inside ``jax.jit`` and its like, where an array has no values yet and checks on values are skipped."""
-    return _is_tracer(type(x))
-
-
-@cache
-def _is_tracer(kind):
-    return any(base.__name__ == "Tracer" for base in kind.__mro__)
+    kind = type(x)
+    return kind.__module__.startswith("jax") and any(base.__name__ == "Tracer" for base in kind.__mro__)
 
 
 def computing_dtype(xp, dtype):

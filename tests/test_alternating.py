@@ -21,7 +21,7 @@ from reference import (
 from scipy.sparse.linalg import aslinearoperator
 from strategies import Problem, gauge_of_condition, generators, normal_lowrank, orthonormal, problems, with_spectrum
 
-from lorsum import Damped, Iterate, LowRank, LowRankSum, gap, lorsum
+from lorsum import Damped, History, Iterate, LowRank, LowRankSum, gap, lorsum
 from lorsum.alternating import least_squares_factor
 
 regs = st.sampled_from([0.0, 1e-3, 1.0, 100.0])
@@ -400,6 +400,16 @@ def test_a_rank_that_suffices_gives_the_sum_itself():
     assert distance(lorsum(W - G), W - G) < 1e-12
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"solver": "qr"}, {"reg": 0.1}, {"method": "coefficients"}, {"accelerate": "krylov"}, {"oversample": 2}],
+    ids=str,
+)
+def test_the_gradient_of_an_empty_batch_changes_nothing(options):
+    W, _ = example()
+    assert distance(lorsum(W - 0.1 * LowRank(np.ones((9, 0)), np.ones((7, 0))), **options), W) < 1e-14
+
+
 def test_no_iteration_returns_the_start():
     W, G = example()
     X = lorsum(W - G, iters=0)
@@ -662,6 +672,24 @@ def test_every_array_library_gives_the_same(library, options):
     X = lorsum(LowRank(*map(library, W)) - 0.1 * LowRank(*map(library, G)), **options)
     assert type(X.U) is type(library(W.U))
     assert distance(X, lorsum(W - 0.1 * G, **options)) < 1e-12
+
+
+def test_coefficients_may_be_arrays_of_no_dimensions(library):
+    W, G = example()
+    X = lorsum(LowRank(*map(library, W)) - LowRank(*map(library, G)) * library(np.asarray(0.1)), iters=2)
+    assert distance(X, lorsum(W - 0.1 * G, iters=2)) < 1e-12
+
+
+def test_parameters_of_torch_are_tensors_too():
+    torch = pytest.importorskip("torch")
+    W, G = example()
+    U, V = (torch.nn.Parameter(torch.as_tensor(x)) for x in W)
+    history = History()
+    with torch.no_grad():
+        X = lorsum(LowRank(U, V) - 0.1 * LowRank(*map(torch.as_tensor, G)), reg=0.5, callback=history)
+    expected = lorsum(W - 0.1 * G, reg=0.5)
+    assert distance(X, expected) < 1e-12
+    assert history.error[-1] == pytest.approx(gap(expected, W - 0.1 * G).error)
 
 
 def test_under_jit_the_result_is_the_same():

@@ -1,4 +1,6 @@
+import copy
 import operator
+import pickle
 
 import numpy as np
 import pytest
@@ -263,6 +265,15 @@ def test_balanced_takes_zero_and_dependent_factors(which):
 
 
 # --- LowRankSum ---
+
+
+def test_matrices_and_sums_can_be_copied_and_sent_to_another_process():
+    W, G = ones(4, 3), ones(4, 3, 2)
+    for A in (W, W - 0.5 * G):
+        for B in (pickle.loads(pickle.dumps(A)), copy.copy(A), copy.deepcopy(A)):
+            assert type(B) is type(A)
+            assert repr(B) == repr(A)
+            np.testing.assert_array_equal(dense(B), dense(A))
 
 
 def test_from_factors_takes_the_lists_of_listing_1():
