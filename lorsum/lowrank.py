@@ -222,7 +222,7 @@ class LowRank(_Linear):
 
     def astype(self, dtype):
         """The same with factors in ``dtype``; itself where nothing changes."""
-        return as_sum(self).astype(dtype).terms[0]
+        return self if self.dtype == dtype else as_sum(self).astype(dtype).terms[0]
 
     def norm(self):
         """Frobenius norm, from the r × r core (nothing m × n is formed); an array over the batch dimensions."""

@@ -62,9 +62,9 @@ class SVDLoRA:
         check_gradient(W, G)
         lr, M = lr_at(self.lr, state.count), as_sum(G, "G")
         if state.M is not None:
-            M = as_sum(self.momentum * state.M + M.to_dense())
-        W = truncated_svd(W - lr * M, W.rank).to_lowrank()
-        return W, SVDLoRAState(state.count + 1, M.to_dense() if state.M is not None else None)
+            M = as_sum(self.momentum * state.M + M.to_dense()).astype(state.M.dtype)
+        stepped = truncated_svd(W - lr * M, W.rank).to_lowrank().astype(W.dtype)
+        return stepped, SVDLoRAState(state.count + 1, None if state.M is None else M.to_dense())
 
 
 @dataclass(frozen=True, kw_only=True)

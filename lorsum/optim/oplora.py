@@ -102,11 +102,11 @@ class OPLoRA:
 
     def moved(self, W, G, M, lr, metric=None):
         """W and M after a step (algorithm 1, lines 16 to 20); M is None without momentum."""
-        G = as_sum(G, "G")
+        G, options = as_sum(G, "G"), {"reg": lr * self.reg, "metric": metric}
         if M is None:
-            return self.rounded(W - lr * G, reg=lr * self.reg, metric=metric), None
-        W = self.rounded(W - lr * G - lr * self.momentum * M, reg=lr * self.reg, metric=metric)
-        return W, self.rounded(self.momentum * M + G, gauge="balanced")
+            return self.rounded(W - lr * G, **options).astype(W.dtype), None
+        stepped = self.rounded(W - lr * G - lr * self.momentum * M, **options).astype(W.dtype)
+        return stepped, self.rounded(self.momentum * M + G, gauge="balanced").astype(M.dtype)
 
     def rounded(self, target, **options):
         """LoRSum with this rule's options."""
@@ -170,7 +170,8 @@ class ProjectedOPLoRA(OPLoRA):
         if M is None:
             return super().step(W, G, state)
         stepped = self.rounded(W - lr * G - lr * self.momentum * tangent_projection(W, M), reg=lr * self.reg)
-        return stepped, OPLoRAState(state.count + 1, tangent_projection(W, self.momentum * M + G))
+        M = tangent_projection(W, self.momentum * M + G).astype(M.dtype)
+        return stepped.astype(W.dtype), OPLoRAState(state.count + 1, M)
 
 
 def tangent_projection(W, A):
