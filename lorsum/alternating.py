@@ -4,9 +4,9 @@ import cmath
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import numpy as np
 from numpy.linalg import LinAlgError
 
+from lorsum import _compiled as compiled
 from lorsum._arrays import (
     as_array,
     as_count,
@@ -21,7 +21,7 @@ from lorsum._arrays import (
 from lorsum._half_steps import gram_half_step, in_the_papers_gauge, qr_half_step, solved
 from lorsum._krylov import krylov
 from lorsum._preparation import prepared
-from lorsum.lowrank import LowRank, LowRankSum, as_sum, check_addable, fits_kernels, require_finite, rows
+from lorsum.lowrank import LowRank, LowRankSum, as_sum, check_addable, require_finite
 
 __all__ = ["Iterate", "least_squares_factor", "lorsum"]
 
@@ -178,9 +178,9 @@ def lorsum(
         raise ValueError("`accelerate` is 'krylov', which needs `reg` = 0 and `simultaneous` = False.")
 
     balance = gauge == "balanced"
-    compiled = solver == "auto" and iters > 0 and callback is None and not (simultaneous or accelerate)
-    if compiled and metric is None and p == 0 and method != "coefficients":
-        X = _by_kernel(target, init, iters, reg, start, balance)  # the short way, for many small problems
+    for_kernels = solver == "auto" and iters > 0 and callback is None and not (simultaneous or accelerate)
+    if for_kernels and metric is None and p == 0 and method != "coefficients":
+        X = _compiled(target, init, iters, reg, start, balance)  # the short way, for many small problems
         if X is not None:
             return X
 
@@ -194,7 +194,7 @@ def lorsum(
     half_step = gram_half_step if solver == "gram" else qr_half_step
     sweep = krylov if accelerate else _simultaneous if simultaneous else _alternating
     with _errors_explained(target, init, solver):
-        X = _by_kernel(W, X0, iters, reg, start, False) if compiled and undo else None
+        X = _compiled(W, X0, iters, reg, start, False) if for_kernels and undo else None
         if X is None:
             X = sweep(W, X0, iters, reg, start, half_step, _observer(callback, target, finish))
         X = finish(X)
@@ -244,27 +244,12 @@ def least_squares_factor(W, V, U0=None, reg=0.0):
     return namespace_of(U).astype(U, dtype) if computing != dtype else U
 
 
-def _by_kernel(target, init, iters, reg, start, balance):
-    """The same iteration compiled, or None where it is not for the kernels: large, dependent columns, not finite."""
-    if not fits_kernels(*target.terms, init):
+def _compiled(target, init, iters, reg, start, balance):
+    """The same iteration by the kernels, or None where it is not for them: large, dependent columns, not finite."""
+    if not all(isinstance(term, LowRank) for term in target.terms):
         return None
-    from lorsum import _kernels  # importing numba takes a while, and only this needs it
-
-    coefficients = np.asarray(target.coefficients)
-    if coefficients.dtype.kind not in "if":
-        return None
-    ok, U, V = _kernels.alternating(
-        tuple(rows(term.U) for term in target.terms),
-        tuple(rows(term.V) for term in target.terms),
-        coefficients.astype(init.dtype),
-        rows(init.U),
-        rows(init.V),
-        iters,
-        reg or 0.0,
-        start == "V",
-        balance,
-    )
-    return LowRank._of(U.T, V.T) if ok else None
+    factors = compiled.alternating(target.terms, target.coefficients, init, iters, reg or 0.0, start == "V", balance)
+    return None if factors is None else LowRank._of(*factors)
 
 
 def _alternating(W, X0, iters, reg, start, half_step, observe):

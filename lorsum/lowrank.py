@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import is_array_api_obj
 
+from lorsum import _compiled as compiled
 from lorsum._arrays import (
     as_array,
     as_number,
@@ -19,7 +20,7 @@ from lorsum._arrays import (
 )
 from lorsum._display import dtype_name, html_table, shape_text, sign_and_size, storage_rows, term_text
 
-__all__ = ["LowRank", "LowRankSum", "as_sum", "check_addable", "fits_kernels", "require_finite", "rows"]
+__all__ = ["LowRank", "LowRankSum", "as_sum", "check_addable", "require_finite"]
 
 
 _NUMPY_ARRAY = np.empty(0)  # what operators compute with
@@ -257,12 +258,9 @@ class LowRank(_Linear):
         >>> float(np.linalg.norm(W.U)) == float(np.linalg.norm(W.V))
         True
         """
-        if fits_kernels(self):
-            from lorsum import _kernels
-
-            ok, U, V = _kernels.balanced(rows(self.U), rows(self.V))
-            if ok:
-                return LowRank._of(U.T, V.T)
+        factors = compiled.balanced(self)
+        if factors is not None:
+            return LowRank._of(*factors)
         Qu, core, Qv = as_sum(self).compressed()
         xp = namespace_of(core)
         P, s, Zh = xp.linalg.svd(core, full_matrices=False)
@@ -503,22 +501,6 @@ def as_sum(x, name=None):
         return None
     kinds = "a LowRank, a LowRankSum, an array or a LinearOperator"
     raise TypeError(f"`{name}` is a {type(x).__name__}; {kinds} is needed.")
-
-
-def fits_kernels(first, *others):
-    """True for low-rank matrices that the Numba kernels take: real NumPy arrays of one dtype, no batch, and small."""
-    for A in (first, *others):
-        if not (isinstance(A, LowRank) and type(A.U) is np.ndarray and A.dtype == first.dtype):
-            return False
-    if first.U.ndim != 2 or first.dtype not in (np.float32, np.float64):
-        return False
-    return sum(A.U.size + A.V.size for A in (first, *others)) <= 2**20
-
-
-def rows(factor):
-    """A factor as the kernels take it: its transpose, contiguous and writeable, since Numba has a type for each."""
-    transposed = np.ascontiguousarray(factor.T)
-    return transposed if transposed.flags.writeable else transposed.copy()
 
 
 def check_addable(left, right):
