@@ -9,7 +9,7 @@ LARGEST = 2**20  # numbers in all factors, from which BLAS outweighs what Python
 
 def alternating(terms, coefficients, init, iters, reg, v_first, balance):
     """U and V after the iteration of :func:`lorsum.lorsum` on low-rank terms, or None."""
-    if not (all(isinstance(c, (int, float)) for c in coefficients) and _fit(*terms, init)):
+    if not (all(isinstance(c, (int, float)) for c in (reg, *coefficients)) and _fit(*terms, init)):
         return None
     from lorsum import _kernels  # importing numba takes a while, and only this needs it
 

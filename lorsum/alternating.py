@@ -248,7 +248,9 @@ def _compiled(target, init, iters, reg, start, balance):
     """The same iteration by the kernels, or None where it is not for them: large, dependent columns, not finite."""
     if not all(isinstance(term, LowRank) for term in target.terms):
         return None
-    factors = compiled.alternating(target.terms, target.coefficients, init, iters, reg or 0.0, start == "V", balance)
+    factors = compiled.alternating(
+        target.terms, target.coefficients, init, iters, 0.0 if reg is None else reg, start == "V", balance
+    )
     return None if factors is None else LowRank._of(*factors)
 
 
