@@ -9,6 +9,7 @@ from array_api_compat import array_namespace, is_array_api_obj, is_numpy_array
 __all__ = [
     "as_array",
     "as_count",
+    "as_float",
     "as_number",
     "as_rank",
     "common_namespace",
@@ -26,6 +27,9 @@ __all__ = [
     "scale_of",
     "zeros_like",
 ]
+
+
+_NUMPY_FLOATS = frozenset(map(np.dtype, ("f2", "f4", "f8", "c8", "c16")))
 
 
 def namespace_of(*arrays):
@@ -50,7 +54,7 @@ def common_namespace(**arrays):
 
 def as_array(x, name, *, ndim=2):
     """``x`` as a floating-point array of at least ``ndim`` dimensions; lists and integers become NumPy float64."""
-    if type(x) is np.ndarray and x.ndim >= ndim and x.dtype.kind in "fc":
+    if type(x) is np.ndarray and x.ndim >= ndim and x.dtype in _NUMPY_FLOATS:
         return x
     if not is_array_api_obj(x) or isinstance(x, np.matrix):
         try:
@@ -60,8 +64,8 @@ def as_array(x, name, *, ndim=2):
     xp = namespace_of(x)
     if x.ndim < ndim:
         raise ValueError(f"`{name}` has shape {tuple(x.shape)}; at least {ndim} dimensions are needed.")
-    if is_numpy_array(x) and x.dtype.kind not in "biufcV":
-        raise TypeError(f"`{name}` has dtype {x.dtype}; numbers are needed.")
+    if is_numpy_array(x) and x.dtype.kind not in "biu" and x.dtype not in _NUMPY_FLOATS:
+        raise TypeError(f"`{name}` has dtype {x.dtype}; real or complex numbers of up to double precision are needed.")
     if xp.isdtype(x.dtype, ("bool", "integral")):
         x = xp.astype(x, xp.float64) if is_numpy_array(x) else xp.astype(x, xp.asarray(1.0).dtype)
     return x
@@ -120,6 +124,13 @@ def scale_of(x):
     xp = namespace_of(x)
     largest = xp.max(xp.abs(x), axis=(-2, -1), keepdims=True)
     return xp.where(largest > 0, largest, xp.ones_like(largest))
+
+
+def as_float(x):
+    """An array of no dimensions as a Python float; one that is traced as it is."""
+    if is_traced(x):
+        return x
+    return float(x.detach() if hasattr(x, "detach") else x)  # torch warns of gradients that are dropped
 
 
 def is_finite(*arrays):

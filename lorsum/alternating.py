@@ -1,6 +1,5 @@
 """Floor 2: LoRSum, the alternating least-squares updates that track the truncated SVD of a sum of low-rank matrices."""
 
-import cmath
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ from lorsum import _compiled as compiled
 from lorsum._arrays import (
     as_array,
     as_count,
+    as_number,
     as_rank,
     computing_dtype,
     is_finite,
@@ -21,7 +21,7 @@ from lorsum._arrays import (
 from lorsum._half_steps import gram_half_step, in_the_papers_gauge, qr_half_step, solved
 from lorsum._krylov import krylov
 from lorsum._preparation import prepared
-from lorsum.lowrank import LowRank, LowRankSum, as_sum, check_addable, require_finite
+from lorsum.lowrank import LowRank, LowRankSum, as_sum, check_addable, require_finite, require_finite_coefficients
 
 __all__ = ["Iterate", "least_squares_factor", "lorsum"]
 
@@ -173,7 +173,9 @@ def lorsum(
     target, init, reg = _checked(target, init, reg)
     iters, p = as_count(iters, "iters", least=0), as_count(oversample, "oversample", least=0)
     as_rank(init.rank + p, init.shape, "init.rank + oversample" if p else "init.rank")
-    _check_choices(start=start, method=method, solver=solver, gauge=gauge, accelerate=accelerate)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"`callback` is a {type(callback).__name__}; a function of an Iterate is needed.")
+    check_choices(start=start, method=method, solver=solver, gauge=gauge, accelerate=accelerate)
     if accelerate and (simultaneous or reg is not None):
         raise ValueError("`accelerate` is 'krylov', which needs `reg` = 0 and `simultaneous` = False.")
 
@@ -198,6 +200,8 @@ def lorsum(
         if X is None:
             X = sweep(W, X0, iters, reg, start, half_step, _observer(callback, target, finish))
         X = finish(X)
+    if iters == 0:
+        require_finite(target=target)  # which nothing has read
     if not is_finite(*X, *init):  # of the start, λ = 0 reads one factor only
         require_finite(target=target, init=as_sum(init))
         raise OverflowError(OVERFLOW)
@@ -285,7 +289,16 @@ def _observer(callback, target, finish):
     """What the sweeps call with each iterate: the user's callback, or nothing."""
     if callback is None:
         return lambda k, X: None
-    return lambda k, X: callback(Iterate(k, finish(X), target, 2 * k))
+
+    def observe(k, X):
+        iterate = Iterate(k, finish(X), target, 2 * k)
+        try:
+            callback(iterate)
+        except Exception as error:
+            error.add_note(f"raised by `callback` at iteration {k}")
+            raise
+
+    return observe
 
 
 @contextmanager
@@ -294,6 +307,8 @@ def _errors_explained(target, init, solver):
     try:
         yield
     except Exception as error:
+        if getattr(error, "__notes__", ()):  # the callback's own
+            raise
         require_finite(target=target, init=as_sum(init))
         if not type(error).__name__.endswith("LinAlgError"):  # torch has one of its own
             raise
@@ -314,9 +329,7 @@ def _checked(target, init, reg):
             raise ValueError("`init` is None and the first term of `target` is no LowRank: pass `init` to start from.")
     else:
         check_init(init, sum_)
-    for i, c in enumerate(sum_.coefficients):
-        if not is_traced(c) and not cmath.isfinite(c):
-            raise ValueError(f"`target` has the coefficient {c} at its term {i}; a finite number is needed.")
+    require_finite_coefficients(target=sum_)
     return sum_, init, _checked_reg(reg)
 
 
@@ -334,13 +347,17 @@ def _checked_reg(reg):
         raise TypeError(f"`reg` is a {type(reg).__name__}; a number is needed.")
     if is_traced(reg):
         return reg
+    reg = as_number(reg)
+    if isinstance(reg, complex):
+        raise TypeError(f"`reg` is {reg}; a real number is needed.")
     reg = float(reg)
     if not 0 <= reg < float("inf"):
         raise ValueError(f"`reg` is {reg}; it must be finite and at least 0.")
     return reg or None
 
 
-def _check_choices(**chosen):
+def check_choices(**chosen):
+    """An error unless each option is one of its choices."""
     for name, value in chosen.items():
         choices = _CHOICES[name]
         if value not in choices:

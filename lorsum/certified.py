@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from numpy.linalg import LinAlgError
 
-from lorsum._arrays import as_count, computing_dtype, eps, frobenius, is_scalar, namespace_of
+from lorsum._arrays import as_count, as_float, computing_dtype, eps, frobenius, is_scalar, namespace_of
 from lorsum._preparation import compressed
 from lorsum.alternating import check_init, lorsum
 from lorsum.diagnostics import Gap, gap
@@ -90,12 +90,12 @@ def lorsum_until(target, tol, *, init=None, max_iters=1000, accelerate=None, rng
     W, X, expanded = compressed(target.astype(computing), init.astype(computing))
     core = W.to_dense()
     largest = _largest_error(core, X.rank, tol)
-    errors, done = [float(frobenius(core - X.to_dense()))], 0
+    errors, done = [as_float(frobenius(core - X.to_dense()))], 0
     while errors[-1] > largest and done < max_iters:
         iters = min(max(done, 1), max_iters - done) if accelerate else 1
         extra = int(_stands_still(errors) and X.rank < min(core.shape))
         X = lorsum(W, init=X, iters=iters, accelerate=accelerate, gauge="balanced", oversample=extra, rng=rng)
-        errors.append(float(frobenius(core - X.to_dense())))
+        errors.append(as_float(frobenius(core - X.to_dense())))
         done += iters
     if errors[-1] > largest:
         raise LinAlgError(
@@ -110,8 +110,8 @@ def _largest_error(core, rank, tol):
     """(1 + tol) times the Eckart–Young optimum, and what rounding adds to any measured error."""
     xp = namespace_of(core)
     s = xp.linalg.svdvals(core)
-    rounding = 2 * max(core.shape) * eps(xp, core.dtype) * float(frobenius(core))
-    return (1 + tol) * float(frobenius(s[None, rank:])) + rounding
+    rounding = 2 * max(core.shape) * eps(xp, core.dtype) * as_float(frobenius(core))
+    return (1 + tol) * as_float(frobenius(s[None, rank:])) + rounding
 
 
 def _stands_still(errors):

@@ -6,6 +6,7 @@ from array_api_compat import is_jax_array
 
 from lorsum._arrays import (
     as_array,
+    as_float,
     as_rank,
     common_namespace,
     computing_dtype,
@@ -13,7 +14,6 @@ from lorsum._arrays import (
     eps,
     frobenius,
     is_finite,
-    is_traced,
     namespace_of,
 )
 from lorsum._display import html_table, text_table
@@ -320,13 +320,13 @@ def _ratio(above, below_, *, zero, below):
 
 
 def _plain(x):
-    return float(x) if x.ndim == 0 and not is_traced(x) else x
+    return as_float(x) if x.ndim == 0 else x
 
 
 def _largest_angle(A, B):
-    return float(principal_angles(A, B)[0])
+    return as_float(principal_angles(A, B)[0])
 
 
 def _condition(A):
     s = namespace_of(A).linalg.svdvals(A)
-    return float(s[0] / s[-1]) if s[-1] > 0 else float("inf")
+    return as_float(s[0] / s[-1]) if s[-1] > 0 else float("inf")

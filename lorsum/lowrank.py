@@ -1,5 +1,6 @@
 """Floor 1, the nouns: a low-rank matrix, and a sum of them that is never formed."""
 
+import cmath
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,13 @@ from lorsum._arrays import (
     is_finite,
     is_operator,
     is_scalar,
+    is_traced,
     namespace_of,
     zeros_like,
 )
 from lorsum._display import dtype_name, html_table, shape_text, sign_and_size, storage_rows, term_text
 
-__all__ = ["LowRank", "LowRankSum", "as_sum", "check_addable", "require_finite"]
+__all__ = ["LowRank", "LowRankSum", "as_sum", "check_addable", "require_finite", "require_finite_coefficients"]
 
 
 _NUMPY_ARRAY = np.empty(0)  # what operators compute with
@@ -258,6 +260,8 @@ class LowRank(_Linear):
         >>> float(np.linalg.norm(W.U)) == float(np.linalg.norm(W.V))
         True
         """
+        if self.rank == 0:
+            return self
         factors = compiled.balanced(self)
         if factors is not None:
             return LowRank._of(*factors)
@@ -507,7 +511,7 @@ def check_addable(left, right):
     """An error unless two sums have one shape and belong to one array library."""
     if left.shape != right.shape:
         raise ValueError(
-            f"the matrices have shapes {left.shape} and {right.shape}: the terms of a sum need the same, "
+            f"the terms of a sum have the shapes {left.shape} and {right.shape}: they must be equal, "
             "batch dimensions included."
         )
     # The terms of either sum agree already, so that one array of each is enough
@@ -524,8 +528,17 @@ def _an_array(sum_):
     return _NUMPY_ARRAY if is_operator(term) else term
 
 
+def require_finite_coefficients(**sums):
+    """An error that names the coefficient that is a NaN or an infinity, if there is one."""
+    for argument, sum_ in sums.items():
+        for i, c in enumerate(sum_.coefficients):
+            if not is_traced(c) and not cmath.isfinite(c):
+                raise ValueError(f"`{argument}` has the coefficient {c} at its term {i}; a finite number is needed.")
+
+
 def require_finite(**sums):
-    """An error that names the array with a NaN or an infinity, if there is one."""
+    """An error that names the array or coefficient with a NaN or an infinity, if there is one."""
+    require_finite_coefficients(**sums)
     for argument, sum_ in sums.items():
         for name, array in sum_.named_arrays().items():
             if not is_finite(array):
@@ -541,6 +554,8 @@ def _padded(factor, rank):
 
 
 def _check_inner(left, right):
+    if is_array_api_obj(right):
+        common_namespace(left=_an_array(as_sum(left)), right=right)
     rows = right.shape[0] if len(right.shape) == 1 else right.shape[-2]
     if left.shape[-1] != rows:
         raise ValueError(f"`@` of shapes {tuple(left.shape)} and {tuple(right.shape)}: {left.shape[-1]} ≠ {rows}.")

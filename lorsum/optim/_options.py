@@ -1,6 +1,7 @@
 """Checks of the options that the rules share, and the learning rate of a step."""
 
 import math
+from collections.abc import Sequence
 
 from lorsum._arrays import as_number, is_scalar, is_traced
 
@@ -42,7 +43,9 @@ def check_fraction(name, value):
 
 def check_betas(betas):
     """An error unless ``betas`` are two numbers in [0, 1)."""
-    if len(tuple(betas)) != 2:
-        raise ValueError(f"`betas` is {betas}; two numbers are needed.")
+    if not isinstance(betas, Sequence):
+        raise TypeError(f"`betas` is {betas!r}; a pair of numbers is needed.")
+    if len(betas) != 2:
+        raise ValueError(f"`betas` is {betas!r}; two numbers are needed.")
     for value in betas:
         check_fraction("betas", value)

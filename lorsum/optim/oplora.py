@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from lorsum._arrays import as_count, computing_dtype, namespace_of, normal, zeros_like
 from lorsum._half_steps import column_space
-from lorsum.alternating import lorsum
+from lorsum.alternating import check_choices, lorsum
 from lorsum.lowrank import LowRank, as_sum
 from lorsum.optim._options import check_fraction, check_lr, check_nonnegative, lr_at
 
@@ -82,6 +82,7 @@ class OPLoRA:
         check_fraction("momentum", self.momentum)
         check_nonnegative("reg", self.reg)
         as_count(self.iters, "iters", least=1)
+        check_choices(start=self.start, method=self.method)
         if self.momentum_rank is not None:
             as_count(self.momentum_rank, "momentum_rank", least=1)
 
