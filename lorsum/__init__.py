@@ -17,7 +17,7 @@ from lorsum.certified import Certified, lorsum_until
 from lorsum.diagnostics import Gap, History, gap, principal_angles
 from lorsum.incremental import IncrementalSVD
 from lorsum.lowrank import LowRank, LowRankSum
-from lorsum.metrics import Damped
+from lorsum.metrics import Damped, Diagonal
 from lorsum.svd import TruncatedSVD, truncated_svd
 
 __version__ = "0.1.0"
@@ -25,6 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Certified",
     "Damped",
+    "Diagonal",
     "Gap",
     "History",
     "IncrementalSVD",

@@ -35,7 +35,7 @@ _CHOICES = {
 }
 
 
-OVERFLOW = "`target` overflows its dtype in the products of its factors; scale it down."
+OVERFLOW = "`target` overflows its dtype in products of its factors, or an operator in it returns a NaN; scale it down."
 
 
 class Iterate(NamedTuple):
@@ -129,6 +129,8 @@ def lorsum(
         If an argument is of the wrong kind, or the arrays belong to different libraries.
     LinAlgError
         If ``solver="gram"`` meets a singular Gram matrix.
+    OverflowError
+        If products of the factors leave the range of their dtype, or an operator in ``target`` returns a NaN.
 
     See Also
     --------
@@ -242,7 +244,7 @@ def least_squares_factor(W, V, U0=None, reg=0.0):
     W, V = as_sum(W, "W"), as_array(V, "V")
     dtype = V.dtype
     computing = computing_dtype(namespace_of(V), dtype)
-    W, V = W.astype(computing_dtype(W.namespace, W.dtype)), namespace_of(V).astype(V, computing)
+    W, V = W.astype(computing), namespace_of(V).astype(V, computing)
     U0 = zeros_like((*W.shape[:-1], V.shape[-1]), V) if U0 is None else namespace_of(U0).astype(U0, computing)
     U = solved(qr_half_step, W, V, U0, _checked_reg(reg))
     return namespace_of(U).astype(U, dtype) if computing != dtype else U
@@ -310,9 +312,10 @@ def _errors_explained(target, init, solver):
         if getattr(error, "__notes__", ()):  # the callback's own
             raise
         require_finite(target=target, init=as_sum(init))
-        if not type(error).__name__.endswith("LinAlgError"):  # torch has one of its own
+        singular = type(error).__name__.endswith("LinAlgError")  # torch has one of its own
+        if not singular and not isinstance(error, ValueError):
             raise
-        if solver != "gram":
+        if solver != "gram" or not singular:
             raise OverflowError(OVERFLOW) from error
         raise LinAlgError(
             f"a solve broke down ({error}): the columns of a factor are dependent or zero. "
@@ -339,7 +342,7 @@ def check_init(init, target):
         raise TypeError(f"`init` is a {type(init).__name__}; a LowRank is needed.")
     if init.shape != target.shape:
         raise ValueError(f"`init` has shape {init.shape} and `target` {target.shape}: they must be equal.")
-    check_addable(target, as_sum(init))
+    check_addable(target, as_sum(init), names=("target", "init"))
 
 
 def _checked_reg(reg):

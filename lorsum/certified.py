@@ -125,6 +125,8 @@ def _checked(target, init, tol):
         raise ValueError("`target` has a term that is no LowRank, or is a batch; one sum of low-rank terms is needed.")
     check_init(init, target)
     require_finite(target=target, init=as_sum(init))
-    if not is_scalar(tol) or not 0 <= float(tol) < float("inf"):
+    if not is_scalar(tol):
+        raise TypeError(f"`tol` is {tol!r}; a number is needed.")
+    if not 0 <= float(tol) < float("inf"):
         raise ValueError(f"`tol` is {tol}; a finite number of at least 0 is needed.")
     return float(tol)

@@ -18,6 +18,7 @@ from lorsum._arrays import (
     is_scalar,
     is_traced,
     namespace_of,
+    scale_of,
     zeros_like,
 )
 from lorsum._display import dtype_name, html_table, shape_text, sign_and_size, storage_rows, term_text
@@ -473,8 +474,10 @@ class LowRankSum(_Linear):
         """Frobenius norm; from the R × R core of the stacked factors, R their rank, where all terms are low-rank."""
         if not self.is_factored:
             return frobenius(self.to_dense())
-        _, core, _ = self.compressed()
-        return frobenius(core)
+        U, V = self.astype(computing_dtype(self.namespace, self.dtype)).stacked()
+        sizes = scale_of(U), scale_of(V)  # taken out, so that no product of entries overflows if the norm does not
+        _, core, _ = LowRankSum._of((LowRank._of(U / sizes[0], V / sizes[1]),), (1,)).compressed()
+        return frobenius(core) * sizes[0][..., 0, 0] * sizes[1][..., 0, 0]
 
     def __repr__(self):
         text = ""
@@ -507,7 +510,7 @@ def as_sum(x, name=None):
     raise TypeError(f"`{name}` is a {type(x).__name__}; {kinds} is needed.")
 
 
-def check_addable(left, right):
+def check_addable(left, right, names=("left", "right")):
     """An error unless two sums have one shape and belong to one array library."""
     if left.shape != right.shape:
         raise ValueError(
@@ -517,7 +520,7 @@ def check_addable(left, right):
     # The terms of either sum agree already, so that one array of each is enough
     one, other = _an_array(left), _an_array(right)
     if type(one) is not type(other):
-        common_namespace(left=one, right=other)
+        common_namespace(**dict(zip(names, (one, other), strict=True)))
 
 
 def _an_array(sum_):

@@ -2,10 +2,19 @@
 
 from typing import Any, NamedTuple
 
-from lorsum._arrays import as_array, is_finite, is_scalar, is_traced, namespace_of
+from lorsum._arrays import (
+    as_array,
+    common_namespace,
+    is_finite,
+    is_operator,
+    is_scalar,
+    is_traced,
+    namespace_of,
+    scale_of,
+)
 from lorsum.lowrank import LowRank, LowRankSum
 
-__all__ = ["Damped", "Root", "root_of", "whitened"]
+__all__ = ["Damped", "Diagonal", "Root", "root_of", "whitened"]
 
 
 class Damped(NamedTuple):
@@ -33,6 +42,12 @@ class Damped(NamedTuple):
     power: float = 1.0
 
 
+class Diagonal(NamedTuple):
+    """The diagonal matrices with these positive entries, shape (..., d); a vector alone means the same."""
+
+    entries: Any
+
+
 class Root(NamedTuple):
     """A factor L of a metric M = L Lᵀ, as three functions of a thin matrix X."""
 
@@ -51,7 +66,7 @@ def whitened(W, X0, metric):
     Parameters
     ----------
     W : LowRankSum
-        The target; its terms must be low-rank.
+        The target, without operators.
     X0 : LowRank
         The start.
     metric : pair
@@ -67,24 +82,27 @@ def whitened(W, X0, metric):
     Raises
     ------
     ValueError
-        If a metric does not fit or is not positive definite, or a term of W is not low-rank.
+        If a metric does not fit or is not symmetric and positive definite, or a term of W is an operator.
     """
     try:
         M_U, M_V = metric
     except (TypeError, ValueError):
         raise TypeError(f"`metric` is a {type(metric).__name__}; a pair (M_U, M_V) is needed.") from None
-    if not W.is_factored:
-        raise ValueError("`metric` needs a `target` of low-rank terms, but one is an array or an operator.")
+    if any(map(is_operator, W.terms)):
+        raise ValueError("`metric` needs a `target` of low-rank terms and arrays, but one is an operator.")
     left = root_of(M_U, W.shape[-2], X0.U, "metric[0]")
     right = root_of(M_V, W.shape[-1], X0.V, "metric[1]")
 
-    def as_matrix(A):
-        return LowRank._of(left.LT(A.U), right.LT(A.V))
+    def carried(A, on_the_left, on_the_right):
+        if isinstance(A, LowRank):
+            return LowRank._of(on_the_left(A.U), on_the_right(A.V))
+        return on_the_left(on_the_right(A.mT).mT)
 
     first, *gradients = W.terms
-    gradients = [LowRank._of(left.inverse(G.U), right.inverse(G.V)) for G in gradients]
-    W = LowRankSum._of((as_matrix(first), *gradients), W.coefficients)
-    return W, as_matrix(X0), lambda X: LowRank._of(left.inverse_T(X.U), right.inverse_T(X.V))
+    first, start = (carried(A, left.LT, right.LT) for A in (first, X0))
+    gradients = [carried(G, left.inverse, right.inverse) for G in gradients]
+    W = LowRankSum._of((first, *gradients), W.coefficients)
+    return W, start, lambda X: carried(X, left.inverse_T, right.inverse_T)
 
 
 def root_of(M, size, like, name="M"):
@@ -92,9 +110,10 @@ def root_of(M, size, like, name="M"):
 
     Parameters
     ----------
-    M : None, array or Damped
-        None is the identity; shape (..., d) a diagonal; (..., d, d) a symmetric positive definite matrix, of which
-        Cholesky's factor is the root; a :class:`Damped` low-rank matrix costs O(d r²), nothing d × d being formed.
+    M : None, array, Diagonal or Damped
+        None is the identity; a vector of length d, or :class:`Diagonal` of shape (..., d), a diagonal; an array of
+        shape (..., d, d) a symmetric positive definite matrix, of which Cholesky's factor is the root; a
+        :class:`Damped` low-rank matrix costs O(d r²), nothing d × d being formed.
     size : int
         d.
     like : array
@@ -115,23 +134,40 @@ def root_of(M, size, like, name="M"):
         return Root(_same, _same, _same)
     if isinstance(M, Damped):
         return _damped_root(M, size, like, name)
+    if isinstance(M, Diagonal):
+        return _diagonal_root(M.entries, size, like, name)
     M = as_array(M, name, ndim=1)
-    xp = namespace_of(M, like)
-    M = xp.astype(M, like.dtype)
-    if M.shape[-1] != size or (M.ndim > 1 and M.shape[-2] not in (size, *like.shape[:-2])):
-        raise ValueError(f"`{name}` has shape {tuple(M.shape)}; ({size},) or ({size}, {size}) is needed.")
-    if not is_finite(M):
-        raise ValueError(f"`{name}` has a NaN or an infinity.")
-    if M.ndim == 1 or M.shape[-2] != size:
-        if not is_traced(M) and not bool(xp.all(M > 0)):
-            raise ValueError(f"`{name}` is a diagonal with an entry that is not positive; add some damping.")
-        root = xp.sqrt(M)[..., None]
-        return Root(lambda X: root * X, lambda X: X / root, lambda X: X / root)
+    if M.ndim == 1:
+        return _diagonal_root(M, size, like, name)
+    xp, M = _checked(M, (size, size), like, name)
+    if not is_traced(M) and not bool(xp.all(xp.abs(M - M.mT) <= 1e-5 * scale_of(M))):
+        raise ValueError(f"`{name}` is not symmetric.")
     try:
         L = xp.linalg.cholesky(M)
     except Exception as error:
         raise ValueError(f"`{name}` is not positive definite ({error}); add some damping.") from error
     return Root(lambda X: L.mT @ X, lambda X: xp.linalg.solve(L, X), lambda X: xp.linalg.solve(L.mT, X))
+
+
+def _diagonal_root(d, size, like, name):
+    """The entries' square roots."""
+    xp, d = _checked(d, (size,), like, name)
+    if not is_traced(d) and not bool(xp.all(d > 0)):
+        raise ValueError(f"`{name}` is a diagonal with an entry that is not positive; add some damping.")
+    root = xp.sqrt(d)[..., None]
+    return Root(lambda X: root * X, lambda X: X / root, lambda X: X / root)
+
+
+def _checked(M, shape, like, name):
+    """The library, and M in the dtype of ``like``."""
+    xp = common_namespace(**{name: M, "target": like})
+    if tuple(M.shape[-len(shape) :]) != shape:
+        raise ValueError(f"`{name}` has shape {tuple(M.shape)}; {shape} is needed, and leading dimensions for a batch.")
+    if not is_finite(M):
+        raise ValueError(f"`{name}` has a NaN or an infinity.")
+    if xp.isdtype(M.dtype, "complex floating") and not xp.isdtype(like.dtype, "complex floating"):
+        raise ValueError(f"`{name}` is complex, and `target` is real.")
+    return xp, xp.astype(M, like.dtype)
 
 
 def _damped_root(M, size, like, name):

@@ -3,7 +3,7 @@
 A rule is a frozen dataclass of its options. ``state = rule.init(W)``, then ``W, state = rule.step(W, G, state)`` with
 the adapter W and G, the gradient with respect to the matrix W (not to its factors): a :class:`lorsum.LowRank` (Sᵀ,
 Xᵀ) or a dense array. ``lr`` is a number or a callable of the step, counted from 0; λ is ``reg`` times the learning
-rate.
+rate. With PyTorch, step under ``torch.no_grad()``.
 
 >>> import numpy as np
 >>> from lorsum import LowRank, optim

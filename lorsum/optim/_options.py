@@ -10,7 +10,11 @@ __all__ = ["check_betas", "check_fraction", "check_lr", "check_nonnegative", "ch
 
 def lr_at(lr, count):
     """The learning rate of step ``count``."""
-    return as_number(lr(count) if callable(lr) else lr)
+    if not callable(lr):
+        return as_number(lr)
+    value = as_number(lr(count))
+    check_nonnegative("lr", value)
+    return value
 
 
 def check_lr(lr):
@@ -21,7 +25,7 @@ def check_lr(lr):
 
 def check_nonnegative(name, value):
     """An error unless ``value`` is a finite number of at least 0."""
-    if not is_scalar(value):
+    if not is_scalar(value) or isinstance(value, complex):
         raise TypeError(f"`{name}` is {value!r}; a number is needed.")
     if not is_traced(value) and not 0 <= float(value) < math.inf:
         raise ValueError(f"`{name}` is {value}; it must be finite and at least 0.")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from lorsum._arrays import as_array, computing_dtype, conj, namespace_of
+from lorsum._arrays import as_array, common_namespace, computing_dtype, conj, namespace_of
 from lorsum.lowrank import LowRank, as_sum
 from lorsum.optim._options import check_betas, check_fraction, check_lr, check_nonnegative, lr_at
 
@@ -148,19 +148,27 @@ def leaves(W):
 
 def leaf_gradients(W, G):
     """Their gradients: G_U = G V and G_V = Gᵀ U (section 3 of the paper), or G."""
-    check_gradient(W, G)
+    G = checked_gradient(W, G)
     if not isinstance(W, LowRank):
-        return [_computing(G.to_dense() if hasattr(G, "to_dense") else as_array(G, "G", ndim=0))]
-    G, W = as_sum(G, "G"), W.astype(computing_dtype(namespace_of(W.U), W.dtype))
-    return [G @ conj(W.V), G.T @ conj(W.U)]
+        return [G]
+    U, V = leaves(W)
+    return [G @ conj(V), G.T @ conj(U)]
 
 
-def check_gradient(W, G):
-    """An error unless the gradient has the parameter's shape."""
+def checked_gradient(W, G):
+    """The gradient in the precision that W is trained in: a sum for an adapter, an array for another parameter."""
     if not hasattr(G, "shape"):
         raise TypeError(f"`G` is a {type(G).__name__}; a LowRank, a LowRankSum or an array is needed.")
     if tuple(G.shape) != tuple(W.shape):
         raise ValueError(f"`G` has shape {tuple(G.shape)} and `W` {tuple(W.shape)}: they must be equal.")
+    if isinstance(W, LowRank):
+        G = as_sum(G, "G")
+        array = G.arrays()[0] if G.arrays() else W.U
+        xp = common_namespace(W=W.U, G=array)
+        return G.astype(computing_dtype(xp, W.dtype))
+    G = G.to_dense() if hasattr(G, "to_dense") else as_array(G, "G", ndim=0)
+    xp = common_namespace(W=W, G=G)
+    return xp.astype(G, computing_dtype(xp, W.dtype), copy=False)
 
 
 def rebuilt(W, arrays):

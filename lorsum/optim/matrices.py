@@ -4,9 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from lorsum._arrays import computing_dtype, namespace_of
 from lorsum.lowrank import as_sum
 from lorsum.optim._options import check_fraction, check_lr, lr_at
-from lorsum.optim.factors import SGD, check_gradient
+from lorsum.optim.factors import SGD, checked_gradient
 from lorsum.optim.oplora import require_adapter
 from lorsum.svd import truncated_svd
 
@@ -54,13 +55,13 @@ class SVDLoRA:
     def init(self, W, *, rng=None):
         """State before the first step. ``rng`` is not used: nothing here is random."""
         require_adapter(W)
+        W = W.astype(computing_dtype(namespace_of(W.U), W.dtype))
         return SVDLoRAState(0, 0 * W.to_dense() if self.momentum else None)
 
     def step(self, W, G, state):
         """``(W, state)`` after a step along G, the gradient with respect to the matrix W."""
         require_adapter(W)
-        check_gradient(W, G)
-        lr, M = lr_at(self.lr, state.count), as_sum(G, "G")
+        lr, M = lr_at(self.lr, state.count), checked_gradient(W, G)
         if state.M is not None:
             M = as_sum(self.momentum * state.M + M.to_dense()).astype(state.M.dtype)
         stepped = truncated_svd(W - lr * M, W.rank).to_lowrank().astype(W.dtype)

@@ -4,11 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from lorsum._arrays import as_count, computing_dtype, namespace_of, normal, zeros_like
+from lorsum._arrays import as_count, namespace_of, normal, zeros_like
 from lorsum._half_steps import column_space
 from lorsum.alternating import check_choices, lorsum
 from lorsum.lowrank import LowRank, as_sum
 from lorsum.optim._options import check_fraction, check_lr, check_nonnegative, lr_at
+from lorsum.optim.factors import checked_gradient, leaves
 
 __all__ = ["OPLoRA", "ProjectedOPLoRA"]
 
@@ -94,7 +95,8 @@ class OPLoRA:
             return OPLoRAState(0, None)
         *batch, m, n = W.shape
         rank = min(self.momentum_rank or W.rank, m, n)
-        return OPLoRAState(0, LowRank(zeros_like((*batch, m, rank), W.U), normal((*batch, n, rank), W.V, rng)))
+        U, V = leaves(W)
+        return OPLoRAState(0, LowRank(zeros_like((*batch, m, rank), U), normal((*batch, n, rank), V, rng)))
 
     def step(self, W, G, state):
         """``(W, state)`` after a step along G, the gradient with respect to the matrix W."""
@@ -104,7 +106,7 @@ class OPLoRA:
 
     def moved(self, W, G, M, lr, metric=None):
         """W and M after a step (algorithm 1, lines 16 to 20); M is None without momentum."""
-        G, options = as_sum(G, "G"), {"reg": lr * self.reg, "metric": metric}
+        G, options = checked_gradient(W, G), {"reg": lr * self.reg, "metric": metric}
         if M is None:
             return self.rounded(W - lr * G, **options).astype(W.dtype), None
         stepped = self.rounded(W - lr * G - lr * self.momentum * M, **options).astype(W.dtype)
@@ -162,15 +164,15 @@ class ProjectedOPLoRA(OPLoRA):
         """State before the first step. ``rng`` is not used: nothing here is random."""
         require_adapter(W)
         xp = namespace_of(W.U)
-        zeros = [xp.concat([xp.zeros_like(factor)] * 2, axis=-1) for factor in W.astype(computing_dtype(xp, W.dtype))]
+        zeros = [xp.concat([xp.zeros_like(factor)] * 2, axis=-1) for factor in leaves(W)]
         return OPLoRAState(0, LowRank(*zeros) if self.momentum else None)
 
     def step(self, W, G, state):
         """``(W, state)`` after a step along G, the gradient with respect to the matrix W."""
         require_adapter(W)
-        lr, M, G = lr_at(self.lr, state.count), state.M, as_sum(G, "G")
-        if M is None:
+        if state.M is None:
             return super().step(W, G, state)
+        lr, M, G = lr_at(self.lr, state.count), state.M, checked_gradient(W, G)
         stepped = self.rounded(W - lr * G - lr * self.momentum * tangent_projection(W, M), reg=lr * self.reg)
         M = tangent_projection(W, self.momentum * M + G).astype(M.dtype)
         return stepped.astype(W.dtype), OPLoRAState(state.count + 1, M)
@@ -179,7 +181,7 @@ class ProjectedOPLoRA(OPLoRA):
 def tangent_projection(W, A):
     """P_U A + A P_V − P_U A P_V as a matrix of rank 2r: what a first-order change of U and V can express."""
     xp, A = namespace_of(W.U), as_sum(A, "A")
-    Qu, Qv = (column_space(factor) for factor in W.astype(computing_dtype(xp, W.dtype)))
+    Qu, Qv = map(column_space, leaves(W))
     left, right = A.T @ Qu, A @ Qv
     right = right - Qu @ (Qu.mT @ right)
     return LowRank(xp.concat([Qu, right], axis=-1), xp.concat([left, Qv], axis=-1))

@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass
 
-from lorsum._arrays import computing_dtype, namespace_of
 from lorsum.alternating import least_squares_factor
-from lorsum.lowrank import LowRank, as_sum
+from lorsum.lowrank import LowRank
 from lorsum.optim._options import check_nonnegative
-from lorsum.optim.factors import SGD, AdamW, check_gradient, leaf_gradients
+from lorsum.optim.factors import SGD, AdamW, checked_gradient, leaf_gradients, leaves
 
 __all__ = ["PreconditionedAdamW", "PreconditionedSGD"]
 
@@ -15,9 +14,8 @@ def preconditioned_gradients(W, G, reg):
     """G V (VᵀV + λI)⁻¹ and Gᵀ U (UᵀU + λI)⁻¹: half a step of LoRSum on G itself, from each side."""
     if not isinstance(W, LowRank):
         return leaf_gradients(W, G)
-    check_gradient(W, G)
-    G, W = as_sum(G, "G"), W.astype(computing_dtype(namespace_of(W.U), W.dtype))
-    return [least_squares_factor(G, W.V, reg=reg), least_squares_factor(G.T, W.U, reg=reg)]
+    G, (U, V) = checked_gradient(W, G), leaves(W)
+    return [least_squares_factor(G, V, reg=reg), least_squares_factor(G.T, U, reg=reg)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,9 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 from lorsum._arrays import as_count, namespace_of, normal, zeros_like
 from lorsum.alternating import lorsum
 from lorsum.lowrank import LowRank, as_sum
-from lorsum.metrics import Damped
+from lorsum.metrics import Damped, Diagonal
 from lorsum.optim._options import check_fraction, check_nonnegative, check_positive, lr_at
+from lorsum.optim.factors import checked_gradient, leaves
 from lorsum.optim.oplora import OPLoRA, require_adapter
 
 __all__ = ["KFAC", "DiagonalScale", "Scale", "ScaledOPLoRA", "Shampoo"]
@@ -55,6 +56,7 @@ class _LowRankScale:
 
     def init(self, W, rng):
         """Zero, with one random factor each: two zero factors would stay zero for ever."""
+        W = LowRank(*leaves(W))  # in the precision to compute in
 
         def zero(factor):
             *batch, d, _ = factor.shape
@@ -88,7 +90,8 @@ class KFAC(_LowRankScale):
     smoothing : float
         β in [0, 1).
     damping : float
-        δ > 0, added to the averages' diagonals.
+        δ > 0, added to the averages' diagonals. Outside the directions that are kept a step is scaled by 1/δ on each
+        side, so that ``lr`` must fall with δ.
     iters : int
         Iterations of LoRSum for the averages.
     output_scale : float
@@ -158,7 +161,7 @@ class DiagonalScale:
 
     def init(self, W, rng):
         """Zeros; nothing here is random."""
-        return tuple(0 * factor[..., 0] for factor in W)
+        return tuple(0 * factor[..., 0] for factor in leaves(W))
 
     def update(self, D, G):
         """Both averages, after a gradient."""
@@ -168,7 +171,7 @@ class DiagonalScale:
     def metric(self, D, count):
         """The averages without their bias towards zero, damped."""
         unbiased = 1 - self.smoothing**count
-        return tuple((d / unbiased + self.damping) ** self.power for d in D)
+        return tuple(Diagonal((d / unbiased + self.damping) ** self.power) for d in D)
 
 
 def _squared_norms(G):
@@ -219,6 +222,11 @@ class ScaledOPLoRA(OPLoRA):
 
     scale: Scale | None = None
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.scale is not None and not hasattr(self.scale, "metric"):
+            raise TypeError(f"`scale` is {self.scale!r}; KFAC(), Shampoo(), DiagonalScale() or None is needed.")
+
     def init(self, W, *, rng=None):
         """State before the first step."""
         count, M = super().init(W, rng=rng)
@@ -229,7 +237,8 @@ class ScaledOPLoRA(OPLoRA):
         require_adapter(W)
         count, metric, D = state.count + 1, None, state.D
         if self.scale is not None:
-            D = self.scale.update(D, G)
+            G = checked_gradient(W, G)
+            D = self.scale.update(D, G.terms[0] if len(G.terms) == 1 and G.coefficients == (1,) else G)
             metric = self.scale.metric(D, count)
         W, M = self.moved(W, G, state.M, lr_at(self.lr, state.count), metric)
         return W, ScaledOPLoRAState(count, M, D)
