@@ -96,6 +96,8 @@ def is_traced(x):
 
 def computing_dtype(xp, dtype):
     """The dtype to compute in: float32 for the half-precision formats, ``dtype`` itself otherwise."""
+    if isinstance(dtype, np.dtype) and dtype in _NUMPY_FLOATS:  # NumPy's names are slow to spell out
+        return xp.float32 if dtype == np.float16 else dtype
     return xp.float32 if str(dtype).endswith("float16") else dtype
 
 

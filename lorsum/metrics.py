@@ -151,8 +151,10 @@ def root_of(M, size, like, name="M"):
 
 def _diagonal_root(d, size, like, name):
     """The entries' square roots."""
-    xp, d = _checked(d, (size,), like, name)
-    if not is_traced(d) and not bool(xp.all(d > 0)):
+    real, (xp, d) = d, _checked(d, (size,), like, name)
+    if xp.isdtype(real.dtype, "complex floating"):
+        raise ValueError(f"`{name}` is complex; a diagonal of positive numbers is needed.")
+    if not is_traced(real) and not bool(xp.all(real > 0)):
         raise ValueError(f"`{name}` is a diagonal with an entry that is not positive; add some damping.")
     root = xp.sqrt(d)[..., None]
     return Root(lambda X: root * X, lambda X: X / root, lambda X: X / root)

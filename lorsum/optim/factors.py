@@ -163,18 +163,17 @@ def checked_gradient(W, G):
         raise ValueError(f"`G` has shape {tuple(G.shape)} and `W` {tuple(W.shape)}: they must be equal.")
     if isinstance(W, LowRank):
         G = as_sum(G, "G")
-        array = G.arrays()[0] if G.arrays() else W.U
-        xp = common_namespace(W=W.U, G=array)
-        return G.astype(computing_dtype(xp, W.dtype))
+        arrays = G.arrays() or [W.U]
+        return G.astype(computing_dtype(common_namespace(W=W.U, G=arrays[0]), W.dtype))
     G = G.to_dense() if hasattr(G, "to_dense") else as_array(G, "G", ndim=0)
-    xp = common_namespace(W=W, G=G)
-    return xp.astype(G, computing_dtype(xp, W.dtype), copy=False)
+    dtype = computing_dtype(common_namespace(W=W, G=G), W.dtype)
+    return G if G.dtype == dtype else namespace_of(G).astype(G, dtype)
 
 
 def rebuilt(W, arrays):
     """The parameter W with new arrays, in its own dtype."""
     xp = namespace_of(arrays[0])
-    arrays = [xp.astype(p, W.dtype, copy=False) for p in arrays]
+    arrays = [p if p.dtype == W.dtype else xp.astype(p, W.dtype) for p in arrays]
     return LowRank(*arrays) if isinstance(W, LowRank) else arrays[0]
 
 
@@ -185,4 +184,5 @@ def zeros_like_leaves(W):
 
 def _computing(p):
     xp = namespace_of(p)
-    return xp.astype(p, computing_dtype(xp, p.dtype), copy=False)
+    dtype = computing_dtype(xp, p.dtype)
+    return p if p.dtype == dtype else xp.astype(p, dtype)
