@@ -7,11 +7,13 @@ import numpy as np
 from array_api_compat import array_namespace, is_array_api_obj, is_numpy_array
 
 __all__ = [
+    "all_true",
     "as_array",
     "as_count",
     "as_float",
     "as_number",
     "as_rank",
+    "column_sizes",
     "common_namespace",
     "computing_dtype",
     "conj",
@@ -121,6 +123,13 @@ def frobenius(x):
     return scale[..., 0, 0] * xp.sqrt(xp.sum(xp.abs(x / scale) ** 2, axis=(-2, -1)))
 
 
+def column_sizes(x):
+    """Largest modulus of each column, kept as a row; 1 where all is zero."""
+    xp = namespace_of(x)
+    largest = xp.max(xp.abs(x), axis=-2, keepdims=True)
+    return xp.where(largest > 0, largest, xp.ones_like(largest))
+
+
 def scale_of(x):
     """Largest modulus over the last two axes, kept as 1 × 1 matrices; 1 where all is zero."""
     xp = namespace_of(x)
@@ -137,11 +146,15 @@ def as_float(x):
 
 def is_finite(*arrays):
     """True if no array has a NaN or an infinity (traced arrays pass: they have no values yet)."""
-    for x in arrays:
-        xp = namespace_of(x)
-        if not is_traced(x) and not bool(xp.all(xp.isfinite(x))):
-            return False
-    return True
+    return all(is_traced(x) or all_true(namespace_of(x).isfinite, x) for x in arrays)
+
+
+def all_true(test, x):
+    """True if the test holds for all entries; JAX's constants are asked on the host, as jit would trace the asking."""
+    if type(x).__module__.startswith("jax"):
+        x = np.asarray(x)
+        test = getattr(np, test.__name__, test)
+    return bool(namespace_of(x).all(test(x)))
 
 
 def as_count(value, name, *, least):

@@ -1,6 +1,6 @@
 """Half a step of LoRSum: the least-squares solution for one factor, the other being fixed."""
 
-from lorsum._arrays import conj, eps, eye_like, namespace_of
+from lorsum._arrays import column_sizes, conj, eps, eye_like, namespace_of
 from lorsum.lowrank import LowRank
 
 __all__ = ["column_space", "gram_half_step", "in_the_papers_gauge", "qr_half_step", "solved"]
@@ -73,8 +73,7 @@ def _orthogonalised(V, reg):
         ridge = xp.broadcast_to(reg**0.5 * eye_like(r, V), (*V.shape[:-2], r, r))
         V = xp.concat([V, ridge], axis=-2)
     Q, R = xp.linalg.qr(V, mode="reduced")
-    size = xp.max(xp.abs(R), axis=-2, keepdims=True)
-    size = xp.where(size > 0, size, xp.ones_like(size))
+    size = column_sizes(R)
     P, s, Zh = xp.linalg.svd(R / size, full_matrices=False)
     lost = s <= r**0.5 * eps(xp, s.dtype) * s[..., :1]
     s = xp.where(lost, xp.ones_like(s), s)[..., None]

@@ -10,6 +10,7 @@ from lorsum import _compiled as compiled
 from lorsum._arrays import (
     as_array,
     as_number,
+    column_sizes,
     common_namespace,
     computing_dtype,
     frobenius,
@@ -475,9 +476,15 @@ class LowRankSum(_Linear):
         if not self.is_factored:
             return frobenius(self.to_dense())
         U, V = self.astype(computing_dtype(self.namespace, self.dtype)).stacked()
-        sizes = scale_of(U), scale_of(V)  # taken out, so that no product of entries overflows if the norm does not
-        _, core, _ = LowRankSum._of((LowRank._of(U / sizes[0], V / sizes[1]),), (1,)).compressed()
-        return frobenius(core) * sizes[0][..., 0, 0] * sizes[1][..., 0, 0]
+        if 0 in U.shape or 0 in V.shape:
+            return frobenius(U @ V.mT)
+        # Sizes are taken out first, so that no product of entries overflows where the norm does not
+        xp, columns = namespace_of(U), column_sizes(U)
+        V = V * columns
+        size = scale_of(V)
+        _, core, _ = LowRankSum._of((LowRank._of(U / columns, V / size),), (1,)).compressed()
+        size = size[..., 0, 0]
+        return xp.where(xp.isfinite(size), frobenius(core) * size, size)
 
     def __repr__(self):
         text = ""

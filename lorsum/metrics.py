@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from lorsum._arrays import (
+    all_true,
     as_array,
     common_namespace,
     is_finite,
@@ -140,7 +141,7 @@ def root_of(M, size, like, name="M"):
     if M.ndim == 1:
         return _diagonal_root(M, size, like, name)
     xp, M = _checked(M, (size, size), like, name)
-    if not is_traced(M) and not bool(xp.all(xp.abs(M - M.mT) <= 1e-5 * scale_of(M))):
+    if not is_traced(M) and not all_true(lambda M: abs(M - M.mT) <= 1e-5 * scale_of(M), M):
         raise ValueError(f"`{name}` is not symmetric.")
     try:
         L = xp.linalg.cholesky(M)
@@ -154,7 +155,7 @@ def _diagonal_root(d, size, like, name):
     real, (xp, d) = d, _checked(d, (size,), like, name)
     if xp.isdtype(real.dtype, "complex floating"):
         raise ValueError(f"`{name}` is complex; a diagonal of positive numbers is needed.")
-    if not is_traced(real) and not bool(xp.all(real > 0)):
+    if not is_traced(real) and not all_true(lambda d: d > 0, real):
         raise ValueError(f"`{name}` is a diagonal with an entry that is not positive; add some damping.")
     root = xp.sqrt(d)[..., None]
     return Root(lambda X: root * X, lambda X: X / root, lambda X: X / root)
