@@ -34,11 +34,11 @@ def _extended(Q, X):
     """An orthonormal basis of Q's and X's columns, and its new part; columns that bring nothing new become zero."""
     xp = namespace_of(Q)
     X = X[..., : min(X.shape[-1], Q.shape[-2] - Q.shape[-1])]  # no more directions than there are
-    for _ in range(2):  # one pass leaves what cancelled in it
+    for _ in range(3):  # a pass leaves what cancelled in it, and dependent columns magnify what is left
         X = xp.linalg.qr(X - Q @ (conj(Q).mT @ X), mode="reduced")[0]
     if Q.shape[-1]:
         overlap = xp.max(xp.abs(conj(Q).mT @ X), axis=-2, keepdims=True)
-        X = xp.where(overlap < 1e-3, X, xp.zeros_like(X))
+        X = xp.where(overlap < 1e-6, X, xp.zeros_like(X))
     return _beside(Q, X), X
 
 

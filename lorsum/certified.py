@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 from numpy.linalg import LinAlgError
 
-from lorsum._arrays import as_count, as_float, computing_dtype, eps, frobenius, is_scalar, namespace_of
+from lorsum._arrays import as_count, as_float, as_rank, computing_dtype, eps, frobenius, is_scalar, namespace_of
+from lorsum._display import dtype_name
 from lorsum._preparation import compressed
 from lorsum.alternating import check_init, lorsum
 from lorsum.diagnostics import Gap, gap
@@ -70,7 +71,7 @@ def lorsum_until(target, tol, *, init=None, max_iters=1000, accelerate=None, rng
     matrix with the same singular values, and the error of each iterate is measured against their tail. An iterate that
     stands still above the tolerance gets a random direction added, by which it leaves.
 
-    Tolerances below rounding cannot be certified: relative to ‖W‖ the error is measured to about R ε.
+    Tolerances below rounding cannot be certified, and are an error: relative to ‖W‖ the error is known to about R ε.
 
     Examples
     --------
@@ -103,7 +104,12 @@ def lorsum_until(target, tol, *, init=None, max_iters=1000, accelerate=None, rng
             "Try `accelerate='krylov'` or truncated_svd, which is exact."
         )
     X = expanded(X).astype(target.dtype)
-    return Certified(X, gap(X, target), done)
+    measured = gap(X, target)
+    if measured.excess > tol:
+        raise LinAlgError(
+            f"rounding to {dtype_name(X)} leaves an excess of {measured.excess:.2g}, above `tol` = {tol}."
+        )
+    return Certified(X, measured, done)
 
 
 def _largest_error(core, rank, tol):
@@ -124,6 +130,7 @@ def _checked(target, init, tol):
     if not target.is_factored or len(target.shape) > 2:
         raise ValueError("`target` has a term that is no LowRank, or is a batch; one sum of low-rank terms is needed.")
     check_init(init, target)
+    as_rank(init.rank, init.shape, "init.rank")
     require_finite(target=target, init=as_sum(init))
     if not is_scalar(tol):
         raise TypeError(f"`tol` is {tol!r}; a number is needed.")

@@ -67,6 +67,8 @@ def gap(approx, target, rank=None):
         If the shapes differ, ``rank`` is out of range, or the input has a NaN or an infinity.
     TypeError
         If an argument is no matrix, or the two belong to different array libraries.
+    OverflowError
+        If products of factors leave the range of double precision.
 
     Notes
     -----
@@ -92,6 +94,8 @@ def gap(approx, target, rank=None):
     require_finite(target=target, approx=approx)
 
     W, X = _cores(_in_double(target), _in_double(approx))
+    if not is_finite(W, X):
+        raise OverflowError("`target` or `approx` overflows double precision; scale both down.")
     xp = namespace_of(W)
     P, s, Zh = xp.linalg.svd(W, full_matrices=False)
     W_r = (P[..., :rank] * s[..., None, :rank]) @ Zh[..., :rank, :]

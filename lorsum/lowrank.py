@@ -13,6 +13,7 @@ from lorsum._arrays import (
     column_sizes,
     common_namespace,
     computing_dtype,
+    eps,
     frobenius,
     is_finite,
     is_operator,
@@ -248,7 +249,8 @@ class LowRank(_Linear):
     def balanced(self):
         """The same matrix with the factors U√s and V√s of its singular value decomposition.
 
-        Both factors then have orthogonal columns of equal norms, so that λ weighs both sides alike.
+        Both factors then have orthogonal columns of equal norms, so that λ weighs both sides alike. Where a singular
+        value is zero, the column is zero in U alone, so that alternating updates can fill it again.
 
         Returns
         -------
@@ -270,8 +272,13 @@ class LowRank(_Linear):
         Qu, core, Qv = as_sum(self).compressed()
         xp = namespace_of(core)
         P, s, Zh = xp.linalg.svd(core, full_matrices=False)
-        root = xp.astype(xp.sqrt(s), core.dtype)[..., None, :]
-        U, V = (_padded(factor, self.rank) for factor in (Qu @ (P * root), Qv @ (Zh.mT * root)))
+        # A column whose singular value is zero stays in V: zero in both, no update could bring it back
+        s = s[..., None, :]
+        zero = s <= s.shape[-1] * eps(xp, s.dtype) * s[..., :1]
+        alive = xp.sqrt(xp.where(s[..., :1] > 0, s[..., :1], xp.ones_like(s[..., :1])))
+        left, right = xp.where(zero, xp.zeros_like(s), xp.sqrt(s)), xp.where(zero, alive, xp.sqrt(s))
+        factors = Qu @ (P * xp.astype(left, core.dtype)), Qv @ (Zh.mT * xp.astype(right, core.dtype))
+        U, V = (_padded(factor, self.rank) for factor in factors)
         return LowRank._of(xp.astype(U, self.dtype, copy=False), xp.astype(V, self.dtype, copy=False))
 
     def __repr__(self):
@@ -474,7 +481,7 @@ class LowRankSum(_Linear):
     def norm(self):
         """Frobenius norm; from the R × R core of the stacked factors, R their rank, where all terms are low-rank."""
         if not self.is_factored:
-            return frobenius(self.to_dense())
+            return frobenius(self.astype(computing_dtype(self.namespace, self.dtype)).to_dense())
         U, V = self.astype(computing_dtype(self.namespace, self.dtype)).stacked()
         if 0 in U.shape or 0 in V.shape:
             return frobenius(U @ V.mT)

@@ -153,8 +153,6 @@ def root_of(M, size, like, name="M"):
 def _diagonal_root(d, size, like, name):
     """The entries' square roots."""
     real, (xp, d) = d, _checked(d, (size,), like, name)
-    if xp.isdtype(real.dtype, "complex floating"):
-        raise ValueError(f"`{name}` is complex; a diagonal of positive numbers is needed.")
     if not is_traced(real) and not all_true(lambda d: d > 0, real):
         raise ValueError(f"`{name}` is a diagonal with an entry that is not positive; add some damping.")
     root = xp.sqrt(d)[..., None]
@@ -168,8 +166,8 @@ def _checked(M, shape, like, name):
         raise ValueError(f"`{name}` has shape {tuple(M.shape)}; {shape} is needed, and leading dimensions for a batch.")
     if not is_finite(M):
         raise ValueError(f"`{name}` has a NaN or an infinity.")
-    if xp.isdtype(M.dtype, "complex floating") and not xp.isdtype(like.dtype, "complex floating"):
-        raise ValueError(f"`{name}` is complex, and `target` is real.")
+    if xp.isdtype(M.dtype, "complex floating"):
+        raise ValueError(f"`{name}` is complex; a real metric is needed.")
     return xp, xp.astype(M, like.dtype)
 
 
@@ -181,6 +179,8 @@ def _damped_root(M, size, like, name):
     if not is_scalar(damping) or (not is_traced(damping) and not 0 < float(damping) < float("inf")):
         raise ValueError(f"`{name}` has damping {damping}; a positive number is needed.")
     xp = namespace_of(A.U, like)
+    if xp.isdtype(A.dtype, "complex floating"):
+        raise ValueError(f"`{name}` is complex; a real metric is needed.")
     A = A.astype(like.dtype)
     Q = xp.linalg.qr(xp.concat([A.U, A.V], axis=-1), mode="reduced")[0]
     core = Q.mT @ (A @ Q)
