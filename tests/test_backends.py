@@ -273,7 +273,7 @@ DTYPES = ("float32", "float64", "complex128")
 BATCHES = ((), (2,), (2, 3))
 CASES = [
     *[(library, d, b) for library in ("numpy", "torch", "array_api_strict") for d in DTYPES for b in BATCHES],
-    *[("jax.jit", d, b) for d, b in zip(DTYPES, BATCHES, strict=True)],  # seconds to compile each
+    *[("jax.jit", "float32", (2,)), ("jax.jit", "complex128", (2, 3))],  # seconds to compile each
     ("jax", "float64", ()),
 ]
 
@@ -418,7 +418,7 @@ def test_every_library_raises_the_same_errors(library, case):
 jit = functools.partial(jax.jit, compiler_options=COMPILED_FAST)
 
 
-def step(p, lr, reg=0.0, *, iters=2, metric=None, **options):
+def step(p, lr, reg=0.0, *, iters=1, metric=None, **options):
     """The factors after a step, as a function of arrays; ``metric`` is one of p's."""
     metric = getattr(p, metric) if metric else None
     return tuple(lorsum(p.W - lr * p.G, iters=iters, reg=reg, metric=metric, **options))
@@ -486,10 +486,10 @@ def assert_gradient_is_that_of_differences(p, *numbers, **options):
     "options",
     [
         {"start": "V", "gauge": "balanced"},
-        {"solver": "gram", "simultaneous": True},
-        {"accelerate": "krylov"},
-        {"oversample": 2},
+        {"solver": "gram", "iters": 2},
+        {"accelerate": "krylov", "iters": 2},
         {"method": "coefficients"},
+        {"oversample": 2},
         {"metric": "damped"},
     ],
     ids=str,
