@@ -1,93 +1,276 @@
-"""Numba kernels for small problems, where Python between the operations would cost more than the operations.
+"""Numba kernels: the iteration of :func:`lorsum.lorsum` with no Python between the operations.
 
-Factors are kept as rows, shapes (r, m) and (r, n), which is how a layer's S and X come. Work of size r × r is in
-float64. The kernels orthogonalise by Cholesky factors of Gram matrices, in two passes, where the conditioning allows
-it without a loss, and by QR where it does not. They give up where columns are dependent to rounding: the caller then
+Factors are kept as rows, shapes (r, m) and (r, n), which is how a layer's S and X come. A half-step from the factor X,
+which is fixed, to the other one, Y, is
+
+    Z = (c₁ X₁ᵀX; c₂ X₂ᵀX; …),  K with (X K)ᵀ(X K) = I,  P = Z K,  Y = Y₁P₁ + Y₂P₂ + …,
+
+where Y = W (X K) or W (X K) Kᵀ. All but Z and Y is of size r × r or R × r, and in float64. Y is made from blocks of
+columns that stay in cache, and the next half-step's Z with it, so that a half-step reads each factor once. Where it is
+cheaper, Z comes from the Gram matrices of both sides instead, and Y is formed at the end alone.
+
+X is orthogonalised by the Cholesky factor of its Gram matrix where its conditioning allows that almost without a loss,
+by two of them or by QR where it does not. The kernels give up where columns are dependent to rounding: the caller then
 takes the general path, which has an answer for that too.
 """
 
 import numpy as np
 from numba import njit
 
+from lorsum._blas import gemm
+
 __all__ = ["alternating", "balanced"]
 
-# Condition numbers up to which Gram matrices leave no error above the rounding of the factors themselves
-TWO_PASSES_IN_DOUBLE = 30.0
-TWO_PASSES_IN_SINGLE = 1e5
-DEPENDENT = 1e13  # condition number from which columns are dependent to rounding
+BLOCK = 1024  # columns that are worked on at a time: with all terms they fit into the second-level cache
+UNPACKED = 10**6  # multiplications up to which OpenBLAS does not copy its operands first
+CHUNK = 16  # rows, at the least, that are multiplied at a time
+# Condition numbers up to which ...
+HARMLESS = 10.0  # one Cholesky factor costs less than two digits, with products in the factors' precision
+HARMLESS_BY_GRAM = 100.0  # the same in single precision, with products in double
+TWO_PASSES_IN_DOUBLE = 30.0  # two Cholesky factors cost nothing
+TWO_PASSES_IN_SINGLE = 1e4
+DEPENDENT = 1e13  # columns are independent
 HARMLESS_GAUGE = 100.0  # what the change to the paper's factors may cost, see lorsum.alternating
 
 
-@njit(cache=True)
-def alternating(Us, Vs, c, U0, V0, iters, reg, v_first, balance):
-    """Success, U and V after ``iters`` iterations on Σ cᵢ Uᵢ Vᵢᵀ from (U₀, V₀); all factors as rows, in two tuples."""
-    if reg == 0 and not _is_finite(V0 if v_first else U0):  # the factor that nothing below reads
-        return False, U0, V0
-    U, V = U0, V0
-    S, T = np.eye(len(U)), np.eye(len(V))
-    for half in range(2 * iters):
-        if (half % 2 == 0) == v_first:
-            ok, V, T, U, S = _half_step(Vs, Us, c, U, S, T, V0, reg)
+@njit(cache=True, nogil=True)
+def alternating(Us, Vs, c, iters, reg, v_first, balance, by_gram, blas, U, V, first, last):
+    """Success of the iteration on Σ Uⱼ diag(cⱼ) Vⱼᵀ from its first columns, for ``first`` to ``last`` of a batch.
+
+    ``Us`` and ``Vs`` are tuples of arrays (batch, Rⱼ, m) and (batch, Rⱼ, n), ``c`` has a number for each of their rows.
+    The results go to ``U`` (batch, r, m) and ``V``. ``blas`` has the addresses of ?gemm for their dtype and for float64.
+    """
+    ok = True
+    for i in range(first, last):
+        if v_first:
+            ok = ok and _iterate(i, Us, Vs, c, iters, reg, balance, by_gram, blas, U[i], V[i])
         else:
-            ok, U, S, V, T = _half_step(Us, Vs, c, V, T, S, U0, reg)
-        if not ok:
-            return False, U0, V0
-    if balance:
-        return balanced(U, V)
-    if reg == 0 and np.max(np.sum(np.abs(S) @ np.abs(T).T, axis=1)) <= HARMLESS_GAUGE:
-        U, V = _times(S, U), _times(T, V)
-    return _is_finite(U) and _is_finite(V), U, V
+            ok = ok and _iterate(i, Vs, Us, c, iters, reg, balance, by_gram, blas, V[i], U[i])
+    return ok
 
 
 @njit(cache=True)
-def balanced(U, V):
+def balanced(U, V, blas):
     """Success and the rows of U√s and V√s, from the singular value decomposition of U Vᵀ."""
-    ok, Bu, Cu, _ = _orthonormal(U, 0.0)
+    ok, B, C, _ = _orthonormal(V, 0.0)
     if not ok:
         return False, U, V
-    ok, Bv, Cv, _ = _orthonormal(V, 0.0)
-    if not ok:
-        return False, U, V
-    core = Cu @ np.ascontiguousarray(Cv.T)
-    if not _is_finite(core):
-        return False, U, V
-    P, s, Qt = np.linalg.svd(core)
-    return True, _times(P * np.sqrt(s), Bu), _times(Qt.T * np.sqrt(s), Bv)
+    return _balanced(_times(C.T, U, blas), B, blas)
 
 
 @njit(cache=True)
-def _half_step(Us, Vs, c, V, T, S, U0, reg):
-    """Success, U, S, V, T of lorsum.alternating's half-step by QR."""
-    ok, B, C, K = _orthonormal(V, reg)
+def _balanced(U, B, blas):
+    """The same for U Bᵀ with orthonormal columns of B."""
+    ok, A, C, _ = _orthonormal(U, 0.0)
     if not ok:
-        return False, U0, S, V, T
-    if reg == 0:  # W B, and the changes of gauge
-        return True, _product(Us, Vs, c, B), np.ascontiguousarray(K.T) @ S, B, C @ T
-    # (W B + λ U₀ K) Kᵀ
-    U = _times(K.T, _product(Us, Vs, c, B)) + (reg * (K @ K.T)).astype(U0.dtype) @ U0
-    return True, U, S, V, T
+        return False, U, B
+    P, s, Qt = np.linalg.svd(C)
+    return True, _times(P * np.sqrt(s), A, blas), _times(Qt.T * np.sqrt(s), B, blas)
 
 
 @njit(cache=True)
-def _product(Us, Vs, c, B):
-    """The rows of W B."""
-    U = (c[0] * (B @ Vs[0].T)) @ Us[0]
-    for i in range(1, len(c)):
-        U += (c[i] * (B @ Vs[i].T)) @ Us[i]
-    return U
+def _iterate(i, Xs, Ys, c, iters, reg, balance, by_gram, blas, X, Y):
+    """Success of the iteration on the i-th matrix that finds Y from X first; X and Y are where the result goes."""
+    r, R, one = len(X), len(c), np.eye(len(X))
+    T, N = one, one  # X T is the paper's factor, and N = T⁻ᵀ
+    X[:], P, G, H = Xs[0][i, :r], np.zeros((R, r)), one, one
+    P[:r] = one
+    if by_gram:
+        G, H = _gram(i, Xs, R, blas), _gram(i, Ys, R, blas)
+        Z, gram, spread = _products_by_gram(G, P)
+    else:
+        Z, gram, spread = _products(i, Xs, X, R, blas), _gram_of(X, blas), 1.0
+    for half in range(2 * iters):
+        final = half == 2 * iters - 1
+        ok, C, K, condition = _inverse_root(gram, reg)
+        if ok and condition * spread <= (HARMLESS_BY_GRAM if by_gram and X.itemsize == 4 else HARMLESS):
+            Z = Z @ K
+        else:  # go on by products with the factors themselves
+            if by_gram:
+                _combine(i, Xs, P, X, blas)
+                by_gram = False
+            ok, B, C, K = _orthonormal(X, reg)
+            if not ok:
+                return False
+            Z = _products(i, Xs, B, R, blas)
+            if reg == 0:
+                X[:], T, N, C, K = B, C @ T, _turned(K) @ N, one, one
+        before, P = P, _weighted(c, Z)
+        if reg > 0:  # (W B + λ Y₀ K) Kᵀ
+            P[:r] += reg * K
+            P = P @ _turned(K)
+        else:
+            other, T, N = T, _turned(K) @ N, C @ T
+            if final and not balance and _cost_of_gauge(T, N) <= HARMLESS_GAUGE:
+                P, K = P @ T, other
+
+        if by_gram:
+            Z, gram, spread = _products_by_gram(H, P)
+        elif final:
+            _combine(i, Ys, P, Y, blas)
+        else:
+            Z, gram, spread = _combine_and_multiply(i, Ys, P, Y, blas)
+        X, Y, Xs, Ys, G, H = Y, X, Ys, Xs, H, G
+    if by_gram:
+        _combine(i, Xs, P, X, blas)
+        _combine(i, Ys, before if reg > 0 else before @ K, Y, blas)
+    elif reg == 0:
+        Y[:] = _times(K, Y, blas)
+    if balance:
+        ok, X[:], Y[:] = _balanced(X, Y, blas) if reg == 0 else balanced(X, Y, blas)
+        return ok
+    return _is_finite(X) and _is_finite(Y)
+
+
+# --- Z, P and Y ---
+
+
+@njit(cache=True)
+def _products(i, Xs, X, R, blas):
+    """The rows of XⱼᵀX for all terms."""
+    Z = np.zeros((R, len(X)))
+    part = np.empty(Z.shape, X.dtype)
+    for x in range(0, X.shape[1], BLOCK):
+        _add_products(i, Xs, x, X[:, x : x + BLOCK], part, Z, blas)
+    return Z
+
+
+@njit(cache=True)
+def _combine(i, Ys, P, Y, blas):
+    """Y = Σ Yⱼ Pⱼ."""
+    P = P.astype(Y.dtype)
+    for x in range(0, Y.shape[1], BLOCK):
+        _combine_block(i, Ys, x, P, Y[:, x : x + BLOCK], blas)
+
+
+@njit(cache=True)
+def _combine_and_multiply(i, Ys, P, Y, blas):
+    """Y = Σ Yⱼ Pⱼ, and of this Y the products, the Gram matrix and 1, as _products_by_gram has them."""
+    r = len(Y)
+    Z, gram = np.zeros(P.shape), np.zeros((r, r))
+    P = P.astype(Y.dtype)
+    part = np.empty(P.shape, Y.dtype)
+    for x in range(0, Y.shape[1], BLOCK):
+        block = Y[:, x : x + BLOCK]
+        _combine_block(i, Ys, x, P, block, blas)
+        _add_products(i, Ys, x, block, part, Z, blas)
+        _add_gram(block, gram, blas)
+    return Z, gram, 1.0
+
+
+@njit(cache=True)
+def _combine_block(i, Ys, x, P, Y, blas):
+    r, width = Y.shape
+    few = max(CHUNK, UNPACKED // (r * width))
+    row, beta = 0, 0.0
+    for A in Ys:
+        for first in range(0, A.shape[1], few):
+            rows = A[i, first : first + few, x : x + width]
+            gemm(blas[0], True, False, P[row : row + len(rows)], rows, beta, Y)
+            row, beta = row + len(rows), 1.0
+
+
+@njit(cache=True)
+def _add_products(i, Xs, x, X, part, Z, blas):
+    r, width = X.shape
+    few = max(CHUNK, UNPACKED // (r * width))
+    row = 0
+    for A in Xs:
+        for first in range(0, A.shape[1], few):
+            rows = A[i, first : first + few, x : x + width]
+            gemm(blas[0], False, True, rows, X, 0.0, part[row : row + len(rows)])
+            row += len(rows)
+    Z += part
+
+
+# --- Gram matrices, in float64 ---
+
+
+@njit(cache=True)
+def _gram_of(X, blas):
+    gram = np.zeros((len(X), len(X)))
+    for x in range(0, X.shape[1], BLOCK):
+        _add_gram(X[:, x : x + BLOCK], gram, blas)
+    return gram
+
+
+@njit(cache=True)
+def _add_gram(X, gram, blas):
+    X = X.astype(np.float64)
+    gemm(blas[1], False, True, X, X, 1.0, gram)
+
+
+@njit(cache=True)
+def _gram(i, Xs, R, blas):
+    """The Gram matrix of all terms' columns, a block of columns and the lower triangle at a time."""
+    n = Xs[0].shape[2]
+    G, block = np.zeros((R, R)), np.empty((R, min(n, BLOCK)))
+    for x in range(0, n, BLOCK):
+        width, row = min(BLOCK, n - x), 0
+        for A in Xs:
+            block[row : row + A.shape[1], :width] = A[i, :, x : x + width]
+            row += A.shape[1]
+        for first in range(0, R, CHUNK):
+            rows = block[first : first + CHUNK, :width]
+            last = first + len(rows)
+            gemm(blas[1], False, True, rows, block[:last, :width], 1.0, G[first:last, :last])
+    for j in range(R):
+        for k in range(j + 1, R):
+            G[j, k] = G[k, j]
+    return G
+
+
+@njit(cache=True)
+def _products_by_gram(G, P):
+    """Z = G P, Pᵀ G P, and by how much the columns of the terms, weighted by P, exceed their sums."""
+    Z = G @ P
+    gram = _turned(P) @ Z
+    spread = 1.0
+    for a in range(P.shape[1]):
+        energy = 0.0
+        for j in range(P.shape[0]):
+            energy += P[j, a] ** 2 * G[j, j]
+        if energy > spread * gram[a, a]:
+            spread = energy / gram[a, a] if gram[a, a] > 0 else np.inf
+    return Z, gram, np.sqrt(spread)
+
+
+@njit(cache=True)
+def _weighted(c, Z):
+    P = np.empty_like(Z)
+    for j in range(P.shape[0]):
+        for a in range(P.shape[1]):
+            P[j, a] = c[j] * Z[j, a]
+    return P
+
+
+@njit(cache=True)
+def _cost_of_gauge(T, N):
+    """The largest row sum of |T| |N|ᵀ."""
+    largest = 0.0
+    for a in range(len(T)):
+        total = 0.0
+        for b in range(len(N)):
+            for k in range(len(T)):
+                total += abs(T[a, k] * N[b, k])
+        largest = max(largest, total)
+    return largest
+
+
+# --- orthogonalisation ---
 
 
 @njit(cache=True)
 def _orthonormal(V, reg):
     """Success, B, C and K = C⁻¹ with V = B C, where the columns of [B; √λ K] are orthonormal."""
     X = V.astype(np.float64)
-    ok, C, K, condition = _inverse_root(X @ X.T + reg * np.eye(len(X)))
+    ok, C, K, condition = _inverse_root(X @ X.T, reg)
     if not ok or condition > (TWO_PASSES_IN_DOUBLE if V.itemsize > 4 else TWO_PASSES_IN_SINGLE):
         return _orthonormal_by_qr(V, reg)
-    X = np.ascontiguousarray(K.T) @ X
+    X = _turned(K) @ X
     if condition**2 * 2e-15 > np.finfo(V.dtype).eps:
-        ok, C2, K2, _ = _inverse_root(X @ X.T + reg * (np.ascontiguousarray(K.T) @ K))
-        X, C, K = np.ascontiguousarray(K2.T) @ X, C2 @ C, K @ K2
+        ok, C2, K2, _ = _inverse_root(X @ X.T + reg * (_turned(K) @ K), 0.0)
+        X, C, K = _turned(K2) @ X, C2 @ C, K @ K2
     return ok, X.astype(V.dtype), C, K
 
 
@@ -103,57 +286,76 @@ def _orthonormal_by_qr(V, reg):
         return False, V, X, X
     Q, R = np.linalg.qr(X.T)
     C = np.ascontiguousarray(R)
-    ok, K, condition = _inverse(C)
-    return ok and condition < DEPENDENT, np.ascontiguousarray(Q[:n].T).astype(V.dtype), C, K
+    for i in range(r):
+        if C[i, i] == 0:
+            return False, V, C, C
+    K, condition = _inverse(C)
+    return condition < DEPENDENT / r, np.ascontiguousarray(Q[:n].T).astype(V.dtype), C, K
 
 
 @njit(cache=True)
-def _inverse_root(gram):
-    """Success, C and K = C⁻¹ with CᵀC the Gram matrix, and a bound of the condition number of C, its columns scaled."""
+def _inverse_root(gram, reg):
+    """Success, C and K = C⁻¹ with CᵀC = G + λI, and the condition number of C with its columns scaled to one size."""
     r = len(gram)
-    C = np.zeros((r, r))  # Cholesky, a row of the upper triangle at a time
-    for i in range(r):
+    C = np.zeros((r, r))
+    for i in range(r):  # Cholesky's triangle, row by row, so that the inner loops run along rows
         for j in range(i, r):
-            x = gram[i, j]
-            for k in range(i):
-                x -= C[k, i] * C[k, j]
-            if i == j:
-                if not (x > 0 and np.isfinite(x)):
-                    return False, C, C, np.inf
-                C[i, i] = np.sqrt(x)
-            else:
-                C[i, j] = x / C[i, i]
-    ok, K, condition = _inverse(C)
-    return ok, C, K, condition
+            C[i, j] = gram[i, j]
+        C[i, i] += reg
+        for k in range(i):
+            x = C[k, i]
+            for j in range(i, r):
+                C[i, j] -= x * C[k, j]
+        if not (C[i, i] > 0 and C[i, i] < np.inf):
+            return False, C, C, np.inf
+        x = 1 / np.sqrt(C[i, i])
+        for j in range(i, r):
+            C[i, j] *= x
+    K, condition = _inverse(C)
+    return condition < np.inf, C, K, condition
 
 
 @njit(cache=True)
 def _inverse(C):
-    """Success, the inverse of an upper triangle, and a bound of its condition number with columns scaled to 1."""
+    """The inverse K of an upper triangle, and ‖C D⁻¹‖ ‖D K‖ / r with D the column norms of C: 1 if orthogonal."""
     r = len(C)
     K = np.zeros((r, r))
-    bound = 0.0
+    squares = np.zeros(r)
+    total = 0.0
     for i in range(r):
-        if C[i, i] == 0:
-            return False, K, np.inf
-    for j in range(r):
-        K[j, j] = 1 / C[j, j]
-        for i in range(j - 1, -1, -1):
-            x = 0.0
-            for k in range(i + 1, j + 1):
-                x += C[i, k] * K[k, j]
-            K[i, j] = -x / C[i, i]
-    for i in range(r):  # ‖C D⁻¹‖² ‖D K‖², Frobenius norms, D the column norms of C
-        bound += np.sum(C[:, i] ** 2) * np.sum(K[i] ** 2)
-    return np.isfinite(bound), K, np.sqrt(r * bound)
+        for j in range(i, r):
+            squares[j] += C[i, j] ** 2
+    for i in range(r - 1, -1, -1):
+        for k in range(i + 1, r):
+            x = C[i, k]
+            for j in range(k, r):
+                K[i, j] -= x * K[k, j]
+        x = 1 / C[i, i]
+        K[i, i] = 1.0
+        for j in range(i, r):
+            K[i, j] *= x
+            total += squares[i] * K[i, j] ** 2
+    return K, np.sqrt(total / r)
 
 
 @njit(cache=True)
-def _times(A, X):
+def _times(A, X, blas):
     """The rows of X A for X given as rows, in X's dtype."""
-    return (np.ascontiguousarray(A.T) @ X.astype(np.float64)).astype(X.dtype)
+    A, Y = np.ascontiguousarray(A).astype(X.dtype), np.empty((A.shape[1], X.shape[1]), X.dtype)
+    for x in range(0, X.shape[1], BLOCK):
+        gemm(blas[0], True, False, A, X[:, x : x + BLOCK], 0.0, Y[:, x : x + BLOCK])
+    return Y
 
 
 @njit(cache=True)
+def _turned(A):
+    return np.ascontiguousarray(A.T)
+
+
+@njit(cache=True, fastmath={"reassoc"})
 def _is_finite(X):
-    return np.isfinite(X).all()
+    """True if nothing is a NaN or an infinity: 0 times it would be a NaN. Free to sum in any order, it is fast."""
+    total = 0.0
+    for x in X.ravel():
+        total += x * 0
+    return total == 0

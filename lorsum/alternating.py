@@ -250,12 +250,12 @@ def least_squares_factor(W, V, U0=None, reg=0.0):
     return namespace_of(U).astype(U, dtype) if computing != dtype else U
 
 
-def _compiled(target, init, iters, reg, start, balance):
+def _compiled(target, init, iters, reg, start, balance, by_gram=False):
     """The same iteration by the kernels, or None where it is not for them: large, dependent columns, not finite."""
     if not all(isinstance(term, LowRank) for term in target.terms):
         return None
     factors = compiled.alternating(
-        target.terms, target.coefficients, init, iters, 0.0 if reg is None else reg, start == "V", balance
+        target.terms, target.coefficients, init, iters, 0.0 if reg is None else reg, start == "V", balance, by_gram
     )
     return None if factors is None else LowRank._of(*factors)
 
