@@ -8,71 +8,84 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import get_cython_function_address, intrinsic
 
-__all__ = ["GEMM", "gemm"]
+__all__ = ["GEMM_AND_SYRK", "gemm", "syrk"]
 
-# Where ?gemm is, by the item size of its numbers; kernels get the address as an argument, so that they can be cached
-GEMM = {
-    4: get_cython_function_address("scipy.linalg.cython_blas", "sgemm"),
-    8: get_cython_function_address("scipy.linalg.cython_blas", "dgemm"),
+# Where ?gemm and ?syrk are, by the item size of their numbers; kernels get the addresses as arguments, since code that
+# is cached must not have them in it
+GEMM_AND_SYRK = {
+    size: tuple(get_cython_function_address("scipy.linalg.cython_blas", f"{letter}{name}") for name in ("gemm", "syrk"))
+    for size, letter in ((4, "s"), (8, "d"))
 }
 
-NORMAL, TRANSPOSED = ord("N"), ord("T")
+NORMAL, TRANSPOSED, LOWER = types.uint8(ord("N")), types.uint8(ord("T")), types.uint8(ord("L"))
 
 
 @intrinsic
-def _call(typing, address, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
-    """Fortran's ?gemm at an address: every argument goes by pointer, the matrices as the integers that theirs are."""
+def _fortran(typing, address, arguments):
+    """Call a Fortran subroutine: all goes by pointer, letters as bytes, integers in 32 bits, addresses as they are."""
 
-    def generate(context, builder, signature, args):
-        byte, word = ir.IntType(8), ir.IntType(32)
-        pointer = byte.as_pointer()
-
-        def stored(value, kind=None):
-            if kind is not None:
-                value = builder.trunc(value, kind)
-            slot = cgutils.alloca_once(builder, value.type)
-            builder.store(value, slot)
-            return builder.bitcast(slot, pointer)
-
-        address, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc = args
-        operands = [
-            *(stored(x, byte) for x in (trans_a, trans_b)),
-            *(stored(x, word) for x in (m, n, k)),
-            stored(alpha),
-            *(builder.inttoptr(a, pointer), stored(lda, word)),
-            *(builder.inttoptr(b, pointer), stored(ldb, word)),
-            stored(beta),
-            *(builder.inttoptr(c, pointer), stored(ldc, word)),
-        ]
-        kind = ir.FunctionType(ir.VoidType(), [pointer] * len(operands))
-        builder.call(builder.inttoptr(address, kind.as_pointer()), operands)
+    def generate(context, builder, signature, values):
+        address, arguments = values
+        pointer = ir.IntType(8).as_pointer()
+        operands = []
+        for kind, value in zip(signature.args[1], cgutils.unpack_tuple(builder, arguments), strict=True):
+            if kind == types.uintp:
+                operands.append(builder.inttoptr(value, pointer))
+                continue
+            if kind == types.intp:
+                value = builder.trunc(value, ir.IntType(32))
+            slot = cgutils.alloca_once_value(builder, value)
+            operands.append(builder.bitcast(slot, pointer))
+        subroutine = ir.FunctionType(ir.VoidType(), [pointer] * len(operands)).as_pointer()
+        builder.call(builder.inttoptr(address, subroutine), operands)
         return context.get_dummy_value()
 
-    return types.void(address, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc), generate
+    return types.void(address, arguments), generate
+
+
+# Read by columns, as Fortran does, arrays are transposed: it computes Cᵀ = op(B)ᵀ op(A)ᵀ, and A's upper triangle is C's
+# lower one.
 
 
 @njit(cache=True)
-def gemm(address, transpose_a, transpose_b, A, B, beta, C):
+def gemm(blas, transpose_a, transpose_b, A, B, beta, C):
     """C ← op(A) op(B) + β C, for arrays whose rows are contiguous, of one dtype."""
-    m, n = C.shape
+    number = C.dtype.type
     k = A.shape[0] if transpose_a else A.shape[1]
-    # Read by columns, as Fortran does, the arrays are transposed: Cᵀ = op(B)ᵀ op(A)ᵀ
-    _call(
-        address,
-        TRANSPOSED if transpose_b else NORMAL,
-        TRANSPOSED if transpose_a else NORMAL,
-        n,
-        m,
+    letters = (TRANSPOSED if transpose_b else NORMAL, TRANSPOSED if transpose_a else NORMAL)
+    left, right = (B.ctypes.data, _leading(B)), (A.ctypes.data, _leading(A))
+    arguments = (
+        *letters,
+        C.shape[1],
+        C.shape[0],
         k,
-        C.dtype.type(1),
-        B.ctypes.data,
-        _leading(B),
-        A.ctypes.data,
-        _leading(A),
-        C.dtype.type(beta),
+        number(1),
+        *left,
+        *right,
+        number(beta),
         C.ctypes.data,
         _leading(C),
     )
+    _fortran(blas[0], arguments)
+
+
+@njit(cache=True)
+def syrk(blas, A, C):
+    """C ← A Aᵀ + C on the diagonal and above it, for arrays whose rows are contiguous, of one dtype."""
+    one = C.dtype.type(1)
+    arguments = (
+        LOWER,
+        TRANSPOSED,
+        len(A),
+        A.shape[1],
+        one,
+        A.ctypes.data,
+        _leading(A),
+        one,
+        C.ctypes.data,
+        _leading(C),
+    )
+    _fortran(blas[1], arguments)
 
 
 @njit(cache=True)

@@ -6,7 +6,7 @@ import numpy as np
 
 __all__ = ["alternating", "balanced"]
 
-STACKED = 2**17  # numbers in all factors, up to which stacking them costs less than products with each term
+STACKED = 2**13  # numbers in a term up to which a copy in a stack costs less than products of its own
 
 
 def alternating(terms, coefficients, init, iters, reg, v_first, balance, by_gram):
@@ -21,13 +21,7 @@ def alternating(terms, coefficients, init, iters, reg, v_first, balance, by_gram
     kernels, blas = _loaded(init.dtype.itemsize)
     *batch, m, r = init.U.shape
     n = init.V.shape[-2]
-    c = np.empty(sum([A.U.shape[-1] for A in terms]))
-    first = 0
-    for A, coefficient in zip(terms, coefficients, strict=True):
-        c[first : first + A.U.shape[-1]] = coefficient
-        first += A.U.shape[-1]
-    in_rows = _stacked_rows if len(c) * (m + n) <= STACKED else _rows
-    Us, Vs = in_rows([A.U for A in terms]), in_rows([A.V for A in terms])
+    Us, Vs, c = _in_rows(terms, coefficients, m, n)
     U, V = np.empty((len(Us[0]), r, m), init.U.dtype), np.empty((len(Us[0]), r, n), init.U.dtype)
     if not kernels.alternating(Us, Vs, c, iters, reg, v_first, balance, by_gram, blas, U, V, 0, len(U)):
         return None
@@ -39,7 +33,7 @@ def balanced(W):
     if W.U.ndim > 2 or not _fit((W,)):
         return None
     kernels, blas = _loaded(W.dtype.itemsize)
-    ok, U, V = kernels.balanced(_rows([W.U])[0][0], _rows([W.V])[0][0], blas)
+    ok, U, V = kernels.balanced(_rows(W.U)[0], _rows(W.V)[0], blas)
     return (U.T, V.T) if ok else None
 
 
@@ -55,17 +49,39 @@ def _fit(terms):
 _FLOATS = frozenset(map(np.dtype, ("f4", "f8")))
 
 
-def _stacked_rows(factors):
-    """One array of all rows; NumPy by itself would keep the order of columns in memory."""
-    *batch, m, _ = factors[0].shape
-    rows = np.empty((*batch, sum([factor.shape[-1] for factor in factors]), m), factors[0].dtype)
-    return (_as_batch(np.concatenate([factor.mT for factor in factors], axis=-2, out=rows)),)
+def _in_rows(terms, coefficients, m, n):
+    """The terms' factors and coefficients as the kernels take them: small terms stacked, large ones as they are."""
+    ranks = [A.U.shape[-1] for A in terms]
+    if sum(ranks) * (m + n) <= STACKED:
+        Us, Vs, c = _stacked(terms, coefficients, sum(ranks), m, n)
+        return (Us,), (Vs,), c
+    large = [i for i, rank in enumerate(ranks) if i and rank * (m + n) > STACKED]
+    small = [i for i in range(len(terms)) if i not in large]  # with the start, which comes first
+    R = sum([ranks[i] for i in small])
+    Us, Vs, c = _stacked([terms[i] for i in small], [coefficients[i] for i in small], R, m, n)
+    return (
+        (Us, *[_rows(terms[i].U) for i in large]),
+        (Vs, *[_rows(terms[i].V) for i in large]),
+        np.concatenate([c, *[np.full(ranks[i], coefficients[i], np.float64) for i in large]]),
+    )
 
 
-def _rows(factors):
-    """Factors as the kernels take them: transposed, contiguous and writeable, since Numba has a type for each."""
-    rows = [np.ascontiguousarray(factor.mT) for factor in factors if factor.shape[-1]]
-    return tuple([_as_batch(x if x.flags.writeable else x.copy()) for x in rows])
+def _stacked(terms, coefficients, R, m, n):
+    """The rows of all factors, one coefficient for each."""
+    first = terms[0].U
+    batch, row = first.shape[:-2], 0
+    Us, Vs, c = np.empty((*batch, R, m), first.dtype), np.empty((*batch, R, n), first.dtype), np.empty(R)
+    for A, coefficient in zip(terms, coefficients, strict=True):
+        end = row + A.U.shape[-1]
+        Us[..., row:end, :], Vs[..., row:end, :], c[row:end] = A.U.mT, A.V.mT, coefficient
+        row = end
+    return _as_batch(Us), _as_batch(Vs), c
+
+
+def _rows(factor):
+    """A factor transposed, contiguous and writeable, since Numba has a type for each."""
+    rows = np.ascontiguousarray(factor.mT)
+    return _as_batch(rows if rows.flags.writeable else rows.copy())
 
 
 def _as_batch(x):
@@ -74,8 +90,8 @@ def _as_batch(x):
 
 @cache
 def _loaded(itemsize):
-    """The kernels and the addresses of their ?gemm; importing numba takes a while, and only this needs it."""
+    """The kernels and the addresses of their BLAS; importing numba takes a while, and only this needs it."""
     from lorsum import _kernels
-    from lorsum._blas import GEMM
+    from lorsum._blas import GEMM_AND_SYRK
 
-    return _kernels, (GEMM[itemsize], GEMM[8])
+    return _kernels, (GEMM_AND_SYRK[itemsize], GEMM_AND_SYRK[8])

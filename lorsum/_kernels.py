@@ -17,16 +17,14 @@ takes the general path, which has an answer for that too.
 import numpy as np
 from numba import njit
 
-from lorsum._blas import gemm
+from lorsum._blas import gemm, syrk
 
 __all__ = ["alternating", "balanced"]
 
 BLOCK = 1024  # columns that are worked on at a time: with all terms they fit into the second-level cache
-UNPACKED = 10**6  # multiplications up to which OpenBLAS does not copy its operands first
-CHUNK = 16  # rows, at the least, that are multiplied at a time
+ROWS = 32  # rows of a block that are multiplied at a time: as many streams as a processor fetches ahead
 # Condition numbers up to which ...
-HARMLESS = 10.0  # one Cholesky factor costs less than two digits, with products in the factors' precision
-HARMLESS_BY_GRAM = 100.0  # the same in single precision, with products in double
+HARMLESS = 10.0  # one Cholesky factor costs less than two digits
 TWO_PASSES_IN_DOUBLE = 30.0  # two Cholesky factors cost nothing
 TWO_PASSES_IN_SINGLE = 1e4
 DEPENDENT = 1e13  # columns are independent
@@ -38,7 +36,7 @@ def alternating(Us, Vs, c, iters, reg, v_first, balance, by_gram, blas, U, V, fi
     """Success of the iteration on Σ Uⱼ diag(cⱼ) Vⱼᵀ from its first columns, for ``first`` to ``last`` of a batch.
 
     ``Us`` and ``Vs`` are tuples of arrays (batch, Rⱼ, m) and (batch, Rⱼ, n), ``c`` has a number for each of their rows.
-    The results go to ``U`` (batch, r, m) and ``V``. ``blas`` has the addresses of ?gemm for their dtype and for float64.
+    The results go to ``U`` (batch, r, m) and ``V``. ``blas`` has the addresses of BLAS for their dtype and for float64.
     """
     ok = True
     for i in range(first, last):
@@ -83,12 +81,11 @@ def _iterate(i, Xs, Ys, c, iters, reg, balance, by_gram, blas, X, Y):
     for half in range(2 * iters):
         final = half == 2 * iters - 1
         ok, C, K, condition = _inverse_root(gram, reg)
-        if ok and condition * spread <= (HARMLESS_BY_GRAM if by_gram and X.itemsize == 4 else HARMLESS):
+        if ok and condition * spread <= HARMLESS:
             Z = Z @ K
-        else:  # go on by products with the factors themselves
-            if by_gram:
-                _combine(i, Xs, P, X, blas)
-                by_gram = False
+        elif by_gram:
+            return False  # the Gram matrices have lost what an orthogonalisation would need
+        else:
             ok, B, C, K = _orthonormal(X, reg)
             if not ok:
                 return False
@@ -149,75 +146,78 @@ def _combine_and_multiply(i, Ys, P, Y, blas):
     r = len(Y)
     Z, gram = np.zeros(P.shape), np.zeros((r, r))
     P = P.astype(Y.dtype)
-    part = np.empty(P.shape, Y.dtype)
+    part, copy = np.empty(P.shape, Y.dtype), np.empty((r, min(Y.shape[1], BLOCK)))
     for x in range(0, Y.shape[1], BLOCK):
         block = Y[:, x : x + BLOCK]
         _combine_block(i, Ys, x, P, block, blas)
         _add_products(i, Ys, x, block, part, Z, blas)
-        _add_gram(block, gram, blas)
+        _add_gram(Y, x, copy, gram, blas)
     return Z, gram, 1.0
 
 
 @njit(cache=True)
 def _combine_block(i, Ys, x, P, Y, blas):
-    r, width = Y.shape
-    few = max(CHUNK, UNPACKED // (r * width))
+    width = Y.shape[1]
     row, beta = 0, 0.0
     for A in Ys:
-        for first in range(0, A.shape[1], few):
-            rows = A[i, first : first + few, x : x + width]
+        for first in range(0, A.shape[1], ROWS):
+            rows = A[i, first : first + ROWS, x : x + width]
             gemm(blas[0], True, False, P[row : row + len(rows)], rows, beta, Y)
             row, beta = row + len(rows), 1.0
 
 
 @njit(cache=True)
 def _add_products(i, Xs, x, X, part, Z, blas):
-    r, width = X.shape
-    few = max(CHUNK, UNPACKED // (r * width))
-    row = 0
+    row, width = 0, X.shape[1]
     for A in Xs:
-        for first in range(0, A.shape[1], few):
-            rows = A[i, first : first + few, x : x + width]
+        for first in range(0, A.shape[1], ROWS):
+            rows = A[i, first : first + ROWS, x : x + width]
             gemm(blas[0], False, True, rows, X, 0.0, part[row : row + len(rows)])
             row += len(rows)
     Z += part
 
 
-# --- Gram matrices, in float64 ---
+# --- Gram matrices ---
 
 
 @njit(cache=True)
 def _gram_of(X, blas):
-    gram = np.zeros((len(X), len(X)))
+    """XᵀX in float64."""
+    gram, block = np.zeros((len(X), len(X))), np.empty((len(X), min(X.shape[1], BLOCK)))
     for x in range(0, X.shape[1], BLOCK):
-        _add_gram(X[:, x : x + BLOCK], gram, blas)
+        _add_gram(X, x, block, gram, blas)
     return gram
 
 
 @njit(cache=True)
-def _add_gram(X, gram, blas):
-    X = X.astype(np.float64)
-    gemm(blas[1], False, True, X, X, 1.0, gram)
+def _add_gram(X, x, block, gram, blas):
+    block = block[:, : X.shape[1] - x]
+    _copy(X, x, block)
+    gemm(blas[1], False, True, block, block, 1.0, gram)
 
 
 @njit(cache=True)
 def _gram(i, Xs, R, blas):
-    """The Gram matrix of all terms' columns, a block of columns and the lower triangle at a time."""
+    """The Gram matrix of all terms' columns, from products in their own precision."""
     n = Xs[0].shape[2]
-    G, block = np.zeros((R, R)), np.empty((R, min(n, BLOCK)))
+    G, block = np.zeros((R, R), Xs[0].dtype), np.empty((R, min(n, BLOCK)), Xs[0].dtype)
     for x in range(0, n, BLOCK):
-        width, row = min(BLOCK, n - x), 0
+        row, block = 0, block[:, : n - x]
         for A in Xs:
-            block[row : row + A.shape[1], :width] = A[i, :, x : x + width]
+            _copy(A[i], x, block[row : row + A.shape[1]])
             row += A.shape[1]
-        for first in range(0, R, CHUNK):
-            rows = block[first : first + CHUNK, :width]
-            last = first + len(rows)
-            gemm(blas[1], False, True, rows, block[:last, :width], 1.0, G[first:last, :last])
+        syrk(blas[0], block, G)
     for j in range(R):
-        for k in range(j + 1, R):
+        for k in range(j):
             G[j, k] = G[k, j]
-    return G
+    return G.astype(np.float64)
+
+
+@njit(cache=True)
+def _copy(X, x, block):
+    """The columns of X from x on, as many as the block has; row by row, which the compiler knows how to do at once."""
+    for j in range(len(X)):
+        block[j] = X[j, x : x + block.shape[1]]
 
 
 @njit(cache=True)

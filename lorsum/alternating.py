@@ -20,7 +20,7 @@ from lorsum._arrays import (
 )
 from lorsum._half_steps import gram_half_step, in_the_papers_gauge, qr_half_step, solved
 from lorsum._krylov import krylov
-from lorsum._preparation import prepared
+from lorsum._preparation import gram_matrices_cost_less, prepared
 from lorsum.lowrank import LowRank, LowRankSum, as_sum, check_addable, require_finite, require_finite_coefficients
 
 __all__ = ["Iterate", "least_squares_factor", "lorsum"]
@@ -144,14 +144,18 @@ def lorsum(
     solutions are equally good, and the nearest to U₀ (or V₀) is taken, in the scale in which the columns have the same
     size: what λ → 0 tends to for zero columns. So a zero factor of LoRA is no special case.
 
-    In operations, K iterations on a sum of stacked rank R cost K (m + n) (4Rr + 6r²) by the direct method; coefficients
-    cost 6 (m + n) R² + 2R³ + 2 (m + n) Rr + K (8R²r + 12Rr²), and need R < min(m, n).
+    On NumPy arrays the iteration runs in Numba kernels, which are compiled at the first call (some ten seconds, once on
+    a machine: they are cached). Half a step reads each factor once, in blocks that stay in cache; nothing is copied but
+    small terms. The coefficients are those of the factors themselves, by the Gram matrices of both sides, where these
+    lose less than two digits, and else by a QR of the stacked factors, as for other array libraries. Where columns are
+    dependent to rounding, the general path takes over. Results are the same up to rounding.
+
+    For m × n matrices and a sum of stacked rank R, ``"auto"`` counts multiplications at equal speed, as measured: K (m
+    + n) (4Rr + 6r²) for the direct method against (m + n) (0.6R² + 60R + 2Rr) + 4K R²r by Gram matrices, or 6 (m + n)
+    R² + 2R³ + 2 (m + n) Rr + K (8R²r + 12Rr²) by QR, which needs R < min(m, n).
 
     With metrics, algorithm 2 of [2]_ is corrected so that a zero gradient is a fixed point: it is LoRSum on
     L_Uᵀ W L_V, with M = L Lᵀ, and the proximal term is weighted alike.
-
-    Small problems on NumPy arrays run in Numba kernels, which are compiled at the first call (some ten seconds, once on
-    a machine: they are cached) and give the same result up to rounding.
 
     The proximal term is that of Listing 1 and equation 7 of [2]_; line 5 of Algorithm 2 misses a λI.
 
@@ -183,8 +187,8 @@ def lorsum(
 
     balance = gauge == "balanced"
     for_kernels = solver == "auto" and iters > 0 and callback is None and not (simultaneous or accelerate)
-    if for_kernels and metric is None and p == 0 and method != "coefficients":
-        X = _compiled(target, init, iters, reg, start, balance)  # the short way, for many small problems
+    if for_kernels and metric is None and p == 0:
+        X = _compiled(target, init, iters, reg, start, method, balance)
         if X is not None:
             return X
 
@@ -198,7 +202,7 @@ def lorsum(
     half_step = gram_half_step if solver == "gram" else qr_half_step
     sweep = krylov if accelerate else _simultaneous if simultaneous else _alternating
     with _errors_explained(target, init, solver):
-        X = _compiled(W, X0, iters, reg, start, False) if for_kernels and undo else None
+        X = _compiled(W, X0, iters, reg, start, method, False) if for_kernels and undo else None
         if X is None:
             X = sweep(W, X0, iters, reg, start, half_step, _observer(callback, target, finish))
         X = finish(X)
@@ -250,13 +254,15 @@ def least_squares_factor(W, V, U0=None, reg=0.0):
     return namespace_of(U).astype(U, dtype) if computing != dtype else U
 
 
-def _compiled(target, init, iters, reg, start, balance, by_gram=False):
-    """The same iteration by the kernels, or None where it is not for them: large, dependent columns, not finite."""
-    if not all(isinstance(term, LowRank) for term in target.terms):
+def _compiled(target, init, iters, reg, start, method, balance):
+    """The same iteration by the kernels, or None where it is not for them: dependent columns, not finite, not NumPy."""
+    if not target.is_factored:
         return None
-    factors = compiled.alternating(
-        target.terms, target.coefficients, init, iters, 0.0 if reg is None else reg, start == "V", balance, by_gram
-    )
+    reg, v_first, factors = 0.0 if reg is None else reg, start == "V", None
+    if method == "coefficients" or (method == "auto" and gram_matrices_cost_less(target, init.rank, iters)):
+        factors = compiled.alternating(target.terms, target.coefficients, init, iters, reg, v_first, balance, True)
+    if factors is None and method != "coefficients":
+        factors = compiled.alternating(target.terms, target.coefficients, init, iters, reg, v_first, balance, False)
     return None if factors is None else LowRank._of(*factors)
 
 

@@ -549,7 +549,7 @@ def require_finite_coefficients(**sums):
     """An error that names the coefficient that is a NaN or an infinity, if there is one."""
     for argument, sum_ in sums.items():
         for i, c in enumerate(sum_.coefficients):
-            if not is_traced(c) and not cmath.isfinite(c):
+            if not (cmath.isfinite(c) if type(c) in (int, float) else is_traced(c) or cmath.isfinite(c)):
                 raise ValueError(f"`{argument}` has the coefficient {c} at its term {i}; a finite number is needed.")
 
 
