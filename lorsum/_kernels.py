@@ -1,6 +1,7 @@
 """Numba kernels: the iteration of :func:`lorsum.lorsum` with no Python between the operations.
 
-Factors are kept as rows, shapes (r, m) and (r, n), which is how a layer's S and X come. A half-step from the factor X,
+Factors are kept as rows, shapes (r, m) and (r, n), which is how a layer's S and X come; large ones are taken as they
+are. A half-step from the factor X,
 which is fixed, to the other one, Y, is
 
     Z = (c₁ X₁ᵀX; c₂ X₂ᵀX; …),  K with (X K)ᵀ(X K) = I,  P = Z K,  Y = Y₁P₁ + Y₂P₂ + …,
@@ -19,12 +20,14 @@ from numba import njit
 
 from lorsum._blas import gemm, syrk
 
-__all__ = ["alternating", "balanced"]
+__all__ = ["alternating", "balanced", "combined", "compressed"]
 
 BLOCK = 1024  # columns that are worked on at a time: with all terms they fit into the second-level cache
-ROWS = 32  # rows of a block that are multiplied at a time: as many streams as a processor fetches ahead
+ROWS = 32  # rows of a block that are multiplied at a time: as many streams as a processor fetches ahead; more rows
+AT_ONCE = ROWS * BLOCK  # ... where they are shorter: as many numbers as OpenBLAS multiplies without copying them first
 # Condition numbers up to which ...
 HARMLESS = 10.0  # one Cholesky factor costs less than two digits
+ORTHONORMAL = 3.0  # one Cholesky factor in float64 costs less than one digit
 TWO_PASSES_IN_DOUBLE = 30.0  # two Cholesky factors cost nothing
 TWO_PASSES_IN_SINGLE = 1e4
 DEPENDENT = 1e13  # columns are independent
@@ -35,8 +38,10 @@ HARMLESS_GAUGE = 100.0  # what the change to the paper's factors may cost, see l
 def alternating(Us, Vs, c, iters, reg, v_first, balance, by_gram, blas, U, V, first, last):
     """Success of the iteration on Σ Uⱼ diag(cⱼ) Vⱼᵀ from its first columns, for ``first`` to ``last`` of a batch.
 
-    ``Us`` and ``Vs`` are tuples of arrays (batch, Rⱼ, m) and (batch, Rⱼ, n), ``c`` has a number for each of their rows.
-    The results go to ``U`` (batch, r, m) and ``V``. ``blas`` has the addresses of BLAS for their dtype and for float64.
+    ``Us`` and ``Vs`` have three pairs of an array and False where it has the rows of a factor, (batch, Rⱼ, m) or
+    (batch, Rⱼ, n), and True where it has its columns, (batch, m, Rⱼ); the first has rows. ``c`` has a number for each
+    row. The results go to ``U`` (batch, r, m) and ``V``. ``blas`` has the addresses of BLAS for their dtype and for
+    float64.
     """
     ok = True
     for i in range(first, last):
@@ -45,6 +50,32 @@ def alternating(Us, Vs, c, iters, reg, v_first, balance, by_gram, blas, U, V, fi
         else:
             ok = ok and _iterate(i, Vs, Us, c, iters, reg, balance, by_gram, blas, V[i], U[i])
     return ok
+
+
+@njit(cache=True, nogil=True)
+def compressed(Us, Vs, c, blas):
+    """Success, the core of Σ Uⱼ diag(cⱼ) Vⱼᵀ in orthonormal bases of the stacked factors, and what makes these bases.
+
+    The bases are U K and V L for the triangles K and L that are returned, which :func:`combined` takes.
+    """
+    R = len(c)
+    core = np.empty((R, R))
+    ok, C, K, condition = _inverse_root(_gram(0, Us, R, np.float64(0), (blas[1], blas[1])), 0.0)
+    if not ok or condition > ORTHONORMAL:
+        return False, core, core, core
+    ok, D, L, condition = _inverse_root(_gram(0, Vs, R, np.float64(0), (blas[1], blas[1])), 0.0)
+    if not ok or condition > ORTHONORMAL:
+        return False, core, core, core
+    for j in range(R):
+        C[:, j] *= c[j]
+    gemm(blas[1], False, True, C, D, 0.0, core)
+    return True, core, K, L
+
+
+@njit(cache=True, nogil=True)
+def combined(Us, P, U, blas):
+    """The rows of U = Σ Uⱼ Pⱼ."""
+    _combine(0, Us, P, U, blas)
 
 
 @njit(cache=True)
@@ -70,11 +101,12 @@ def _balanced(U, B, blas):
 def _iterate(i, Xs, Ys, c, iters, reg, balance, by_gram, blas, X, Y):
     """Success of the iteration on the i-th matrix that finds Y from X first; X and Y are where the result goes."""
     r, R, one = len(X), len(c), np.eye(len(X))
-    T, N = one, one  # X T is the paper's factor, and N = T⁻ᵀ
-    X[:], P, G, H = Xs[0][i, :r], np.zeros((R, r)), one, one
+    T, N, untouched = one, one, True  # X T is the paper's factor, and N = T⁻ᵀ
+    X[:], P, G, H = Xs[0][0][i, :r], np.zeros((R, r)), one, one
     P[:r] = one
     if by_gram:
-        G, H = _gram(i, Xs, R, blas), _gram(i, Ys, R, blas)
+        zero = X.dtype.type(0)
+        G, H = _gram(i, Xs, R, zero, blas), _gram(i, Ys, R, zero, blas)
         Z, gram, spread = _products_by_gram(G, P)
     else:
         Z, gram, spread = _products(i, Xs, X, R, blas), _gram_of(X, blas), 1.0
@@ -91,13 +123,15 @@ def _iterate(i, Xs, Ys, c, iters, reg, balance, by_gram, blas, X, Y):
                 return False
             Z = _products(i, Xs, B, R, blas)
             if reg == 0:
-                X[:], T, N, C, K = B, C @ T, _turned(K) @ N, one, one
+                X[:], T, N, C, K, untouched = B, C @ T, _turned(K) @ N, one, one, False
         before, P = P, _weighted(c, Z)
         if reg > 0:  # (W B + λ Y₀ K) Kᵀ
             P[:r] += reg * K
             P = P @ _turned(K)
         else:
-            other, T, N = T, _turned(K) @ N, C @ T
+            other = T
+            T, N = (_turned(K), C) if untouched else (_turned(K) @ N, C @ T)
+            untouched = False
             if final and not balance and _cost_of_gauge(T, N) <= HARMLESS_GAUGE:
                 P, K = P @ T, other
 
@@ -157,23 +191,41 @@ def _combine_and_multiply(i, Ys, P, Y, blas):
 
 @njit(cache=True)
 def _combine_block(i, Ys, x, P, Y, blas):
-    width = Y.shape[1]
-    row, beta = 0, 0.0
-    for A in Ys:
-        for first in range(0, A.shape[1], ROWS):
-            rows = A[i, first : first + ROWS, x : x + width]
-            gemm(blas[0], True, False, P[row : row + len(rows)], rows, beta, Y)
-            row, beta = row + len(rows), 1.0
+    row, beta, width = 0, 0.0, Y.shape[1]
+    for j in range(len(Ys)):
+        A, by_columns = Ys[j]
+        rank = A.shape[2] if by_columns else A.shape[1]
+        if by_columns:
+            step = max(AT_ONCE // rank, 1)
+            for y in range(0, width, step):
+                part = A[i, x + y : x + min(y + step, width)]
+                gemm(blas[0], True, True, P[row : row + rank], part, beta, Y[:, y : y + step])
+        else:
+            step = AT_ONCE // width
+            for first in range(0, rank, step):
+                part = A[i, first : first + step, x : x + width]
+                gemm(blas[0], True, False, P[row + first : row + first + len(part)], part, beta, Y)
+                beta = 1.0
+        row, beta = row + rank, 1.0
 
 
 @njit(cache=True)
 def _add_products(i, Xs, x, X, part, Z, blas):
     row, width = 0, X.shape[1]
-    for A in Xs:
-        for first in range(0, A.shape[1], ROWS):
-            rows = A[i, first : first + ROWS, x : x + width]
-            gemm(blas[0], False, True, rows, X, 0.0, part[row : row + len(rows)])
-            row += len(rows)
+    for j in range(len(Xs)):
+        A, by_columns = Xs[j]
+        rank = A.shape[2] if by_columns else A.shape[1]
+        if by_columns:
+            step = max(AT_ONCE // rank, 1)
+            for y in range(0, width, step):
+                columns = A[i, x + y : x + min(y + step, width)]
+                gemm(blas[0], True, True, columns, X[:, y : y + step], 1.0 if y > 0 else 0.0, part[row : row + rank])
+        else:
+            step = AT_ONCE // width
+            for first in range(0, rank, step):
+                rows = A[i, first : first + step, x : x + width]
+                gemm(blas[0], False, True, rows, X, 0.0, part[row + first : row + first + len(rows)])
+        row += rank
     Z += part
 
 
@@ -197,15 +249,20 @@ def _add_gram(X, x, block, gram, blas):
 
 
 @njit(cache=True)
-def _gram(i, Xs, R, blas):
-    """The Gram matrix of all terms' columns, from products in their own precision."""
-    n = Xs[0].shape[2]
-    G, block = np.zeros((R, R), Xs[0].dtype), np.empty((R, min(n, BLOCK)), Xs[0].dtype)
+def _gram(i, Xs, R, zero, blas):
+    """The Gram matrix of all terms' columns, from products in the precision of ``zero``."""
+    n = Xs[0][0].shape[2]
+    G, block = np.full((R, R), zero), np.full((R, min(n, BLOCK)), zero)
     for x in range(0, n, BLOCK):
         row, block = 0, block[:, : n - x]
-        for A in Xs:
-            _copy(A[i], x, block[row : row + A.shape[1]])
-            row += A.shape[1]
+        for j in range(len(Xs)):
+            A, by_columns = Xs[j]
+            rank = A.shape[2] if by_columns else A.shape[1]
+            if by_columns:
+                block[row : row + rank] = A[i, x : x + block.shape[1]].T
+            else:
+                _copy(A[i], x, block[row : row + rank])
+            row += rank
         syrk(blas[0], block, G)
     for j in range(R):
         for k in range(j):
@@ -244,7 +301,7 @@ def _weighted(c, Z):
     return P
 
 
-@njit(cache=True)
+@njit(cache=True, fastmath={"reassoc"})
 def _cost_of_gauge(T, N):
     """The largest row sum of |T| |N|ᵀ."""
     largest = 0.0

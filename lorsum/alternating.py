@@ -3,6 +3,7 @@
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import numpy as np
 from numpy.linalg import LinAlgError
 
 from lorsum import _compiled as compiled
@@ -191,6 +192,8 @@ def lorsum(
         X = _compiled(target, init, iters, reg, start, method, balance)
         if X is not None:
             return X
+        if isinstance(init.U, np.ndarray):  # the kernels gave up: on what is dependent, or on what is not finite
+            require_finite(target=target, init=as_sum(init))
 
     W, X0, undo = prepared(target, init, iters, start, metric, method, p, rng)
 
@@ -352,6 +355,8 @@ def check_init(init, target):
 
 
 def _checked_reg(reg):
+    if type(reg) is float and 0 <= reg < float("inf"):
+        return reg or None  # the short way, for most
     if not is_scalar(reg):
         raise TypeError(f"`reg` is a {type(reg).__name__}; a number is needed.")
     if is_traced(reg):

@@ -6,9 +6,10 @@ import numpy as np
 from array_api_compat import is_numpy_array
 from numpy.linalg import LinAlgError
 
+from lorsum import _compiled as compiled
 from lorsum._arrays import as_count, as_rank, is_operator, namespace_of, zeros_like
 from lorsum._iterative import computing_dtype_of, krylov, randomized, subspace, svd_of
-from lorsum.lowrank import LowRank, as_sum, require_finite
+from lorsum.lowrank import LowRank, as_sum, require_finite, require_finite_coefficients
 
 __all__ = ["TruncatedSVD", "as_tolerance", "rank_for", "truncated_svd"]
 
@@ -141,7 +142,10 @@ def truncated_svd(A, rank=None, *, rtol=None, method="auto", tol=0.0, oversample
         else as_count(iters, "iters", least=0 if method == "randomized" else 1)
     )
     rng = None if method in _EXACT else _checked_rng(rng)
-    require_finite(A=sum_)
+    if method == "factored":
+        require_finite_coefficients(A=sum_)  # the factors are looked at where something is amiss
+    else:
+        require_finite(A=sum_)
     _check_adjoints(sum_, method)
 
     W = sum_.astype(computing_dtype_of(sum_))
@@ -165,10 +169,16 @@ def _factored(A, rank, rtol):
     missing = (rank or 1) - A.rank
     if missing > 0:  # zero columns, which QR completes to an orthonormal basis
         A = A + LowRank._of(*(zeros_like((*x.shape[:-1], missing), x) for x in A.terms[0]))
-    Qu, core, Qv = A.compressed()
+    times_left, core, times_right = compiled.compressed(A) or _compressed(A)
     P, s, Zh = svd_of(core)
     r = rank or rank_for(s, rtol)
-    return Qu @ P[..., :r], s[..., :r], Zh[..., :r, :] @ Qv.mT
+    return times_left(P[..., :r]), s[..., :r], times_right(Zh[..., :r, :].mT).mT
+
+
+def _compressed(A):
+    require_finite(A=A)
+    Qu, core, Qv = A.compressed()
+    return Qu.__matmul__, core, Qv.__matmul__
 
 
 def _lapack(A, rank, rtol):
