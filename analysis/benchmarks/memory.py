@@ -1,0 +1,68 @@
+"""The memory of a call: the peak beyond inputs and result, and that nothing m × n is ever allocated."""
+
+import ctypes
+import gc
+import tracemalloc
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = ["Peak", "peak_of"]
+
+
+class Peak(NamedTuple):
+    """Bytes.
+
+    Attributes
+    ----------
+    temporaries : int
+        The most that arrays took at a time, less what remained with the result.
+    total : int
+        The same with the result: what it stays below has never been allocated.
+    resident : int or None
+        How much the process grew at most, which includes what compiled code and BLAS allocate, unseen by NumPy, and
+        the result; None where the system cannot tell.
+    """
+
+    temporaries: int
+    total: int
+    resident: int | None
+
+
+def peak_of(call):
+    """The peak of a call, which is made twice before to warm it up."""
+    for _ in range(2):
+        call()
+    resident = _resident_peak(call)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        answer = call()
+        after, peak = tracemalloc.get_traced_memory()
+        del answer
+    finally:
+        tracemalloc.stop()
+    return Peak(peak - after, peak - before, resident)
+
+
+def _resident_peak(call):
+    """Linux keeps the peak of the resident memory and lets a process reset it.
+
+    What was freed before is given back first, or the call would be served from it and the process would not grow.
+    """
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status("VmRSS")
+        call()
+        return max(0, _status("VmHWM") - before)
+    except (OSError, KeyError, AttributeError):
+        return None
+
+
+def _status(entry):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    values = dict(line.split(":", 1) for line in lines)
+    return 1024 * int(values[entry].split()[0])
