@@ -1,17 +1,16 @@
 """Numba kernels: the iteration of :func:`lorsum.lorsum` with no Python between the operations.
 
-Factors are kept as rows, shapes (r, m) and (r, n), which is how a layer's S and X come; large ones are taken as they
-are. A half-step from the factor X,
+Factors are kept as rows, shapes (r, m) and (r, n), which is how a layer's S and X come. A half-step from the factor X,
 which is fixed, to the other one, Y, is
 
-    Z = (c₁ X₁ᵀX; c₂ X₂ᵀX; …),  K with (X K)ᵀ(X K) = I,  P = Z K,  Y = Y₁P₁ + Y₂P₂ + …,
+    Z = (X₁ᵀX; X₂ᵀX; …),   K with (X K)ᵀ(X K) = I,   P = diag(c) Z K,   Y = Y₁P₁ + Y₂P₂ + … = W (X K),
 
-where Y = W (X K) or W (X K) Kᵀ. All but Z and Y is of size r × r or R × r, and in float64. Y is made from blocks of
-columns that stay in cache, and the next half-step's Z with it, so that a half-step reads each factor once. Where it is
-cheaper, Z comes from the Gram matrices of both sides instead, and Y is formed at the end alone.
+where W = Σ Yⱼ diag(cⱼ) Xⱼᵀ. What is small, R × r or r × r, is in float64. Y is made in blocks of columns that stay in
+cache, and the next half-step's Z with it, so that a half-step reads each factor once. Where that is cheaper, Z comes
+from the Gram matrices of both sides instead, as Z = G P, and Y is formed at the end alone.
 
-X is orthogonalised by the Cholesky factor of its Gram matrix where its conditioning allows that almost without a loss,
-by two of them or by QR where it does not. The kernels give up where columns are dependent to rounding: the caller then
+K is the inverse of a Cholesky factor of XᵀX where the conditioning of X allows that at a loss of less than two digits;
+else X is orthogonalised first, at no loss. The kernels give up where columns are dependent to rounding: the caller then
 takes the general path, which has an answer for that too.
 """
 
@@ -19,18 +18,15 @@ import numpy as np
 from numba import njit
 
 from lorsum._blas import gemm, syrk
+from lorsum._triangles import BLOCK, inverse_root, is_finite, orthonormal, times, turned
 
 __all__ = ["alternating", "balanced", "combined", "compressed"]
 
-BLOCK = 1024  # columns that are worked on at a time: with all terms they fit into the second-level cache
 ROWS = 32  # rows of a block that are multiplied at a time: as many streams as a processor fetches ahead; more rows
 AT_ONCE = ROWS * BLOCK  # ... where they are shorter: as many numbers as OpenBLAS multiplies without copying them first
 # Condition numbers up to which ...
 HARMLESS = 10.0  # one Cholesky factor costs less than two digits
 ORTHONORMAL = 3.0  # one Cholesky factor in float64 costs less than one digit
-TWO_PASSES_IN_DOUBLE = 30.0  # two Cholesky factors cost nothing
-TWO_PASSES_IN_SINGLE = 1e4
-DEPENDENT = 1e13  # columns are independent
 HARMLESS_GAUGE = 100.0  # what the change to the paper's factors may cost, see lorsum.alternating
 
 
@@ -60,10 +56,10 @@ def compressed(Us, Vs, c, blas):
     """
     R = len(c)
     core = np.empty((R, R))
-    ok, C, K, condition = _inverse_root(_gram(0, Us, R, np.float64(0), (blas[1], blas[1])), 0.0)
+    ok, C, K, condition = inverse_root(_gram(0, Us, R, np.float64(0), (blas[1], blas[1])), 0.0)
     if not ok or condition > ORTHONORMAL:
         return False, core, core, core
-    ok, D, L, condition = _inverse_root(_gram(0, Vs, R, np.float64(0), (blas[1], blas[1])), 0.0)
+    ok, D, L, condition = inverse_root(_gram(0, Vs, R, np.float64(0), (blas[1], blas[1])), 0.0)
     if not ok or condition > ORTHONORMAL:
         return False, core, core, core
     for j in range(R):
@@ -81,60 +77,56 @@ def combined(Us, P, U, blas):
 @njit(cache=True)
 def balanced(U, V, blas):
     """Success and the rows of U√s and V√s, from the singular value decomposition of U Vᵀ."""
-    ok, B, C, _ = _orthonormal(V, 0.0)
+    ok, B, C, _ = orthonormal(V, 0.0)
     if not ok:
         return False, U, V
-    return _balanced(_times(C.T, U, blas), B, blas)
+    return _balanced(times(C.T, U, blas), B, blas)
 
 
 @njit(cache=True)
 def _balanced(U, B, blas):
     """The same for U Bᵀ with orthonormal columns of B."""
-    ok, A, C, _ = _orthonormal(U, 0.0)
+    ok, A, C, _ = orthonormal(U, 0.0)
     if not ok:
         return False, U, B
     P, s, Qt = np.linalg.svd(C)
-    return True, _times(P * np.sqrt(s), A, blas), _times(Qt.T * np.sqrt(s), B, blas)
+    return True, times(P * np.sqrt(s), A, blas), times(Qt.T * np.sqrt(s), B, blas)
 
 
 @njit(cache=True)
 def _iterate(i, Xs, Ys, c, iters, reg, balance, by_gram, blas, X, Y):
     """Success of the iteration on the i-th matrix that finds Y from X first; X and Y are where the result goes."""
-    r, R, one = len(X), len(c), np.eye(len(X))
-    T, N, untouched = one, one, True  # X T is the paper's factor, and N = T⁻ᵀ
-    X[:], P, G, H = Xs[0][0][i, :r], np.zeros((R, r)), one, one
-    P[:r] = one
+    R, one = len(c), np.eye(len(X))
+    T, N, last = one, one, one  # X T is the paper's factor, N = T⁻ᵀ, and in the end Y has to be multiplied by ``last``
+    X[:], P = Xs[0][0][i, : len(X)], np.eye(R, len(X))
     if by_gram:
-        zero = X.dtype.type(0)
-        G, H = _gram(i, Xs, R, zero, blas), _gram(i, Ys, R, zero, blas)
+        G, H = _gram(i, Xs, R, X.dtype.type(0), blas), _gram(i, Ys, R, X.dtype.type(0), blas)
         Z, gram, spread = _products_by_gram(G, P)
     else:
+        G, H = one, one
         Z, gram, spread = _products(i, Xs, X, R, blas), _gram_of(X, blas), 1.0
     for half in range(2 * iters):
         final = half == 2 * iters - 1
-        ok, C, K, condition = _inverse_root(gram, reg)
+        ok, C, K, condition = inverse_root(gram, reg)
         if ok and condition * spread <= HARMLESS:
             Z = Z @ K
         elif by_gram:
             return False  # the Gram matrices have lost what an orthogonalisation would need
         else:
-            ok, B, C, K = _orthonormal(X, reg)
+            ok, B, C, K = orthonormal(X, reg)
             if not ok:
                 return False
             Z = _products(i, Xs, B, R, blas)
             if reg == 0:
-                X[:], T, N, C, K, untouched = B, C @ T, _turned(K) @ N, one, one, False
+                X[:], T, N, C, K = B, C @ T, turned(K) @ N, one, one
         before, P = P, _weighted(c, Z)
-        if reg > 0:  # (W B + λ Y₀ K) Kᵀ
-            P[:r] += reg * K
-            P = P @ _turned(K)
+        if reg > 0:
+            P = _with_proximal_term(P, K, reg)
         else:
-            other = T
-            T, N = (_turned(K), C) if untouched else (_turned(K) @ N, C @ T)
-            untouched = False
+            other, T, N = T, turned(K) @ N, C @ T
+            last = K
             if final and not balance and _cost_of_gauge(T, N) <= HARMLESS_GAUGE:
-                P, K = P @ T, other
-
+                P, last = P @ T, other
         if by_gram:
             Z, gram, spread = _products_by_gram(H, P)
         elif final:
@@ -144,13 +136,20 @@ def _iterate(i, Xs, Ys, c, iters, reg, balance, by_gram, blas, X, Y):
         X, Y, Xs, Ys, G, H = Y, X, Ys, Xs, H, G
     if by_gram:
         _combine(i, Xs, P, X, blas)
-        _combine(i, Ys, before if reg > 0 else before @ K, Y, blas)
+        _combine(i, Ys, before @ last, Y, blas)
     elif reg == 0:
-        Y[:] = _times(K, Y, blas)
+        Y[:] = times(last, Y, blas)
     if balance:
         ok, X[:], Y[:] = _balanced(X, Y, blas) if reg == 0 else balanced(X, Y, blas)
         return ok
-    return _is_finite(X) and _is_finite(Y)
+    return is_finite(X) and is_finite(Y)
+
+
+@njit(cache=True)
+def _with_proximal_term(P, K, reg):
+    """The coefficients of (W B + λ Y₀ K) Kᵀ, where P has those of W B and Y₀ is the first of the terms."""
+    P[: len(K)] += reg * K
+    return P @ turned(K)
 
 
 # --- Z, P and Y ---
@@ -281,7 +280,7 @@ def _copy(X, x, block):
 def _products_by_gram(G, P):
     """Z = G P, Pᵀ G P, and by how much the columns of the terms, weighted by P, exceed their sums."""
     Z = G @ P
-    gram = _turned(P) @ Z
+    gram = turned(P) @ Z
     spread = 1.0
     for a in range(P.shape[1]):
         energy = 0.0
@@ -312,107 +311,3 @@ def _cost_of_gauge(T, N):
                 total += abs(T[a, k] * N[b, k])
         largest = max(largest, total)
     return largest
-
-
-# --- orthogonalisation ---
-
-
-@njit(cache=True)
-def _orthonormal(V, reg):
-    """Success, B, C and K = C⁻¹ with V = B C, where the columns of [B; √λ K] are orthonormal."""
-    X = V.astype(np.float64)
-    ok, C, K, condition = _inverse_root(X @ X.T, reg)
-    if not ok or condition > (TWO_PASSES_IN_DOUBLE if V.itemsize > 4 else TWO_PASSES_IN_SINGLE):
-        return _orthonormal_by_qr(V, reg)
-    X = _turned(K) @ X
-    if condition**2 * 2e-15 > np.finfo(V.dtype).eps:
-        ok, C2, K2, _ = _inverse_root(X @ X.T + reg * (_turned(K) @ K), 0.0)
-        X, C, K = _turned(K2) @ X, C2 @ C, K @ K2
-    return ok, X.astype(V.dtype), C, K
-
-
-@njit(cache=True)
-def _orthonormal_by_qr(V, reg):
-    """The same by Householder QR, which does not square the condition number and costs three times as much."""
-    r, n = V.shape
-    X = np.zeros((r, n + r))
-    X[:, :n] = V
-    for i in range(r):
-        X[i, n + i] = np.sqrt(reg)
-    if not _is_finite(X):
-        return False, V, X, X
-    Q, R = np.linalg.qr(X.T)
-    C = np.ascontiguousarray(R)
-    for i in range(r):
-        if C[i, i] == 0:
-            return False, V, C, C
-    K, condition = _inverse(C)
-    return condition < DEPENDENT / r, np.ascontiguousarray(Q[:n].T).astype(V.dtype), C, K
-
-
-@njit(cache=True)
-def _inverse_root(gram, reg):
-    """Success, C and K = C⁻¹ with CᵀC = G + λI, and the condition number of C with its columns scaled to one size."""
-    r = len(gram)
-    C = np.zeros((r, r))
-    for i in range(r):  # Cholesky's triangle, row by row, so that the inner loops run along rows
-        for j in range(i, r):
-            C[i, j] = gram[i, j]
-        C[i, i] += reg
-        for k in range(i):
-            x = C[k, i]
-            for j in range(i, r):
-                C[i, j] -= x * C[k, j]
-        if not (C[i, i] > 0 and C[i, i] < np.inf):
-            return False, C, C, np.inf
-        x = 1 / np.sqrt(C[i, i])
-        for j in range(i, r):
-            C[i, j] *= x
-    K, condition = _inverse(C)
-    return condition < np.inf, C, K, condition
-
-
-@njit(cache=True)
-def _inverse(C):
-    """The inverse K of an upper triangle, and ‖C D⁻¹‖ ‖D K‖ / r with D the column norms of C: 1 if orthogonal."""
-    r = len(C)
-    K = np.zeros((r, r))
-    squares = np.zeros(r)
-    total = 0.0
-    for i in range(r):
-        for j in range(i, r):
-            squares[j] += C[i, j] ** 2
-    for i in range(r - 1, -1, -1):
-        for k in range(i + 1, r):
-            x = C[i, k]
-            for j in range(k, r):
-                K[i, j] -= x * K[k, j]
-        x = 1 / C[i, i]
-        K[i, i] = 1.0
-        for j in range(i, r):
-            K[i, j] *= x
-            total += squares[i] * K[i, j] ** 2
-    return K, np.sqrt(total / r)
-
-
-@njit(cache=True)
-def _times(A, X, blas):
-    """The rows of X A for X given as rows, in X's dtype."""
-    A, Y = np.ascontiguousarray(A).astype(X.dtype), np.empty((A.shape[1], X.shape[1]), X.dtype)
-    for x in range(0, X.shape[1], BLOCK):
-        gemm(blas[0], True, False, A, X[:, x : x + BLOCK], 0.0, Y[:, x : x + BLOCK])
-    return Y
-
-
-@njit(cache=True)
-def _turned(A):
-    return np.ascontiguousarray(A.T)
-
-
-@njit(cache=True, fastmath={"reassoc"})
-def _is_finite(X):
-    """True if nothing is a NaN or an infinity: 0 times it would be a NaN. Free to sum in any order, it is fast."""
-    total = 0.0
-    for x in X.ravel():
-        total += x * 0
-    return total == 0

@@ -1,0 +1,119 @@
+"""Numba kernels for narrow matrices kept as rows: orthonormal bases, triangles and their inverses, small products.
+
+Work of size r × r is in float64. A basis comes from the Cholesky factor of the Gram matrix where the conditioning
+allows that, in two passes where one would cost digits, and from a QR where two would too.
+"""
+
+import numpy as np
+from numba import njit
+
+from lorsum._blas import gemm
+
+__all__ = ["BLOCK", "inverse_root", "is_finite", "orthonormal", "times", "turned"]
+
+BLOCK = 1024  # columns that are worked on at a time: with all terms they fit into the second-level cache
+# Condition numbers up to which ...
+TWO_PASSES_IN_DOUBLE = 30.0  # two Cholesky factors cost nothing
+TWO_PASSES_IN_SINGLE = 1e4
+DEPENDENT = 1e13  # columns are independent
+
+
+@njit(cache=True)
+def orthonormal(V, reg):
+    """Success, B, C and K = C⁻¹ with V = B C, where the columns of [B; √λ K] are orthonormal."""
+    X = V.astype(np.float64)
+    ok, C, K, condition = inverse_root(X @ X.T, reg)
+    if not ok or condition > (TWO_PASSES_IN_DOUBLE if V.itemsize > 4 else TWO_PASSES_IN_SINGLE):
+        return _by_qr(V, reg)
+    X = turned(K) @ X
+    if condition**2 * 2e-15 > np.finfo(V.dtype).eps:
+        ok, C2, K2, _ = inverse_root(X @ X.T + reg * (turned(K) @ K), 0.0)
+        X, C, K = turned(K2) @ X, C2 @ C, K @ K2
+    return ok, X.astype(V.dtype), C, K
+
+
+@njit(cache=True)
+def _by_qr(V, reg):
+    """The same by Householder QR, which does not square the condition number and costs three times as much."""
+    r, n = V.shape
+    X = np.zeros((r, n + r))
+    X[:, :n] = V
+    for i in range(r):
+        X[i, n + i] = np.sqrt(reg)
+    if not is_finite(X):
+        return False, V, X, X
+    Q, R = np.linalg.qr(X.T)
+    C = np.ascontiguousarray(R)
+    for i in range(r):
+        if C[i, i] == 0:
+            return False, V, C, C
+    K, condition = _inverse(C)
+    return condition < DEPENDENT / r, np.ascontiguousarray(Q[:n].T).astype(V.dtype), C, K
+
+
+@njit(cache=True)
+def inverse_root(gram, reg):
+    """Success, C and K = C⁻¹ with CᵀC = G + λI, and the condition number of C with its columns scaled to one size."""
+    r = len(gram)
+    C = np.zeros((r, r))
+    for i in range(r):  # Cholesky's triangle, row by row, so that the inner loops run along rows
+        for j in range(i, r):
+            C[i, j] = gram[i, j]
+        C[i, i] += reg
+        for k in range(i):
+            x = C[k, i]
+            for j in range(i, r):
+                C[i, j] -= x * C[k, j]
+        if not (C[i, i] > 0 and C[i, i] < np.inf):
+            return False, C, C, np.inf
+        x = 1 / np.sqrt(C[i, i])
+        for j in range(i, r):
+            C[i, j] *= x
+    K, condition = _inverse(C)
+    return condition < np.inf, C, K, condition
+
+
+@njit(cache=True)
+def _inverse(C):
+    """The inverse K of an upper triangle, and ‖C D⁻¹‖ ‖D K‖ / r with D the column norms of C: 1 if orthogonal."""
+    r = len(C)
+    K = np.zeros((r, r))
+    squares = np.zeros(r)
+    total = 0.0
+    for i in range(r):
+        for j in range(i, r):
+            squares[j] += C[i, j] ** 2
+    for i in range(r - 1, -1, -1):
+        for k in range(i + 1, r):
+            x = C[i, k]
+            for j in range(k, r):
+                K[i, j] -= x * K[k, j]
+        x = 1 / C[i, i]
+        K[i, i] = 1.0
+        for j in range(i, r):
+            K[i, j] *= x
+            total += squares[i] * K[i, j] ** 2
+    return K, np.sqrt(total / r)
+
+
+@njit(cache=True)
+def times(A, X, blas):
+    """The rows of X A for X given as rows, in X's dtype."""
+    A, Y = np.ascontiguousarray(A).astype(X.dtype), np.empty((A.shape[1], X.shape[1]), X.dtype)
+    for x in range(0, X.shape[1], BLOCK):
+        gemm(blas[0], True, False, A, X[:, x : x + BLOCK], 0.0, Y[:, x : x + BLOCK])
+    return Y
+
+
+@njit(cache=True)
+def turned(A):
+    return np.ascontiguousarray(A.T)
+
+
+@njit(cache=True, fastmath={"reassoc"})
+def is_finite(X):
+    """True if nothing is a NaN or an infinity: 0 times it would be a NaN. Free to sum in any order, it is fast."""
+    total = 0.0
+    for x in X.ravel():
+        total += x * 0
+    return total == 0
