@@ -7,30 +7,29 @@ import numpy as np
 
 __all__ = ["alternating", "balanced", "compressed"]
 
-STACKED = 2**16  # numbers in all terms up to which a copy of them costs less than products with each
-SMALL = 2**13  # numbers in one of more up to which this holds for it
+TERMS = 4  # that the kernels take, always: they are compiled once
 WORTH_A_THREAD = 2**24  # multiplications in a batch from which threads save more than they cost
+NOTHING = {dtype: (np.empty((1, 0, 0), dtype), False) for dtype in map(np.dtype, ("f4", "f8"))}
 
 
 def alternating(terms, coefficients, init, iters, reg, v_first, balance, by_gram):
     """U and V after the iteration of :func:`lorsum.lorsum` on low-rank terms, or None."""
-    for c in (reg, *coefficients):
-        if not isinstance(c, (int, float)):
-            return None
     if init is not terms[0]:  # where the iteration starts is the first of the kernels' terms
         terms, coefficients = (init, *terms), (0.0, *coefficients)
-    if not _fit(terms):
+    dtype = init.U.dtype
+    if type(reg) is not float or 0 in init.U.shape or not _fit(terms, coefficients, dtype):
         return None
-    kernels, blas = _loaded(init.dtype.itemsize)
     *batch, m, r = init.U.shape
     n = init.V.shape[-2]
-    Us, Vs, c = _in_rows(terms, coefficients, m, n)
-    U, V = np.empty((len(Us[0][0]), r, m), init.U.dtype), np.empty((len(Us[0][0]), r, n), init.U.dtype)
-    problem = Us, Vs, c, iters, reg, v_first, balance, by_gram, blas, U, V
-    if len(U) == 1 or len(U) * iters * len(c) * r * (m + n) <= WORTH_A_THREAD:
-        ok = kernels.alternating(*problem, 0, len(U))
+    Us, Vs, weights = _as_they_lie(terms, coefficients, dtype)
+    kernels, blas = _loaded(dtype.itemsize)
+    count = len(Us[0][0])
+    U, V = np.empty((count, r, m), dtype), np.empty((count, r, n), dtype)
+    problem = Us, Vs, weights, iters, reg, v_first, balance, by_gram, blas, U, V
+    if count == 1 or count * iters * sum([A.rank for A in terms]) * r * (m + n) <= WORTH_A_THREAD:
+        ok = kernels.alternating(*problem, 0, count)
     else:
-        ok = all(_in_threads(lambda first, last: kernels.alternating(*problem, first, last), len(U)))
+        ok = all(_in_threads(lambda first, last: kernels.alternating(*problem, first, last), count))
     if not ok:
         return None
     return (U.mT.reshape(*batch, m, r), V.mT.reshape(*batch, n, r)) if batch else (U[0].T, V[0].T)
@@ -41,24 +40,75 @@ def compressed(W):
 
     What is returned is ``times_left, core, times_right``, in the factors' precision.
     """
-    if len(W.shape) > 2 or not all(isinstance(c, (int, float)) for c in W.coefficients) or not _fit(W.terms):
+    m, n = W.shape[-2:]
+    dtype = W.terms[0].U.dtype
+    if len(W.shape) > 2 or W.rank == min(m, n) or not _fit(W.terms, W.coefficients, dtype):
         return None
-    m, n = W.shape
-    kernels, blas = _loaded(W.dtype.itemsize)
-    Us, Vs, c = _in_rows(W.terms, W.coefficients, m, n)
-    ok, core, K, L = kernels.compressed(Us, Vs, c, blas) if len(c) <= min(m, n) else (False, None, None, None)
+    kernels, blas = _loaded(dtype.itemsize)
+    ok, core, left, K, right, L = kernels.compressed(*_as_they_lie(W.terms, W.coefficients, dtype), m, n, blas)
     if not ok:
         return None
 
-    def times(Xs, K):
+    def times(factors, K, length):
         def product(P):
-            X = np.empty((P.shape[1], Xs[0][0].shape[-1]), W.dtype)
-            kernels.combined(Xs, K @ P, X, blas)
+            X = np.empty((P.shape[1], length), dtype)
+            kernels.combined(factors, K @ P, X, blas)
             return X.T
 
         return product
 
-    return times(Us, K), core.astype(W.dtype), times(Vs, L)
+    return times(left, K, m), core.astype(dtype), times(right, L, n)
+
+
+def balanced(W):
+    """The factors U√s and V√s of a low-rank matrix, or None."""
+    dtype = W.U.dtype
+    if W.U.ndim > 2 or 0 in W.U.shape or not _fit((W,), (1,), dtype):
+        return None
+    kernels, blas = _loaded(dtype.itemsize)
+    U, V = (np.array(factor.T, order="C") for factor in W)
+    ok, U, V = kernels.balanced(U, V, blas)
+    return (U.T, V.T) if ok else None
+
+
+def _fit(terms, coefficients, dtype):
+    """True for low-rank matrices with real NumPy arrays of one dtype as factors, and numbers."""
+    for A, c in zip(terms, coefficients, strict=True):
+        if not (type(A.U) is np.ndarray and A.U.dtype == dtype and isinstance(c, (int, float))):
+            return False
+    return dtype in NOTHING
+
+
+def _as_they_lie(terms, coefficients, dtype):
+    """The terms' factors, in pairs as the kernels take them, and the coefficients; the last terms as one."""
+    if len(terms) > TERMS:
+        terms = (*terms[: TERMS - 1], _Stack(terms[TERMS - 1 :], coefficients[TERMS - 1 :]))
+        coefficients = (*coefficients[: TERMS - 1], 1.0)
+    weights, rest = np.zeros(TERMS), [NOTHING[dtype]] * (TERMS - len(terms))
+    weights[: len(terms)] = coefficients
+    return (*[_as_it_lies(A.U) for A in terms], *rest), (*[_as_it_lies(A.V) for A in terms], *rest), weights
+
+
+class _Stack:
+    """U and V of several terms, side by side."""
+
+    def __init__(self, terms, coefficients):
+        self.U = np.concatenate([c * A.U for A, c in zip(terms, coefficients, strict=True)], axis=-1)
+        self.V = np.concatenate([A.V for A in terms], axis=-1)
+
+
+def _as_it_lies(factor):
+    """A factor as a batch of its columns and True, or of its rows and False, whichever lie one after the other."""
+    flags = factor.flags
+    if not flags.writeable:  # Numba has a type for each
+        factor = factor.copy(order="K")
+        flags = factor.flags
+    if flags.c_contiguous:
+        return (factor[None] if factor.ndim == 2 else factor.reshape(-1, *factor.shape[-2:])), True
+    rows = factor.mT if flags.f_contiguous or factor.ndim > 2 else factor.T
+    if not rows.flags.c_contiguous:
+        rows = np.ascontiguousarray(rows)
+    return (rows[None] if rows.ndim == 2 else rows.reshape(-1, *rows.shape[-2:])), False
 
 
 def _in_threads(run, count):
@@ -74,82 +124,6 @@ def _in_threads(run, count):
     bounds = [count * i // threads for i in range(threads + 1)]
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(run, bounds[:-1], bounds[1:]))
-
-
-def balanced(W):
-    """The factors U√s and V√s of a low-rank matrix, or None."""
-    if W.U.ndim > 2 or not _fit((W,)):
-        return None
-    kernels, blas = _loaded(W.dtype.itemsize)
-    ok, U, V = kernels.balanced(_rows(W.U), _rows(W.V), blas)
-    return (U.T, V.T) if ok else None
-
-
-def _fit(terms):
-    """True for low-rank matrices with real NumPy arrays of one dtype as factors."""
-    dtype = terms[0].U.dtype
-    for A in terms:
-        if not (type(A.U) is np.ndarray and A.U.dtype == dtype):
-            return False
-    return dtype in _NOTHING and 0 not in terms[0].U.shape
-
-
-def _in_rows(terms, coefficients, m, n):
-    """The terms' factors and coefficients as the kernels take them: small terms stacked, two large ones as they are.
-
-    There are three of each always, so that the kernels are compiled once.
-    """
-    ranks = [A.U.shape[-1] for A in terms]
-    nothing = _NOTHING[terms[0].U.dtype]
-    if sum(ranks) * (m + n) <= STACKED:
-        Us, Vs, c = _stacked(terms, coefficients, sum(ranks), m, n)
-        return ((Us, False), nothing, nothing), ((Vs, False), nothing, nothing), c
-    large = [i for i, rank in enumerate(ranks) if i and rank * (m + n) > SMALL]
-    large = sorted(large, key=lambda i: -ranks[i])[:2]
-    small = [i for i in range(len(terms)) if i not in large]  # with the start, which comes first
-    R, rest = sum([ranks[i] for i in small]), [nothing] * (2 - len(large))
-    Us, Vs, c = _stacked([terms[i] for i in small], [coefficients[i] for i in small], R, m, n)
-    return (
-        ((Us, False), *[_as_it_is(terms[i].U) for i in large], *rest),
-        ((Vs, False), *[_as_it_is(terms[i].V) for i in large], *rest),
-        np.concatenate([c, *[np.full(ranks[i], coefficients[i], np.float64) for i in large]]),
-    )
-
-
-_NOTHING = {dtype: (np.empty((0, 0, 0), dtype), False) for dtype in map(np.dtype, ("f4", "f8"))}
-
-
-def _stacked(terms, coefficients, R, m, n):
-    """The rows of all factors, one coefficient for each."""
-    first = terms[0].U
-    batch, row = first.shape[:-2], 0
-    Us, Vs, c = np.empty((*batch, R, m), first.dtype), np.empty((*batch, R, n), first.dtype), np.empty(R)
-    for A, coefficient in zip(terms, coefficients, strict=True):
-        end = row + A.U.shape[-1]
-        Us[..., row:end, :], Vs[..., row:end, :], c[row:end] = A.U.mT, A.V.mT, coefficient
-        row = end
-    return _as_batch(Us), _as_batch(Vs), c
-
-
-def _as_it_is(factor):
-    """A factor's rows and False, or its columns and True, whichever lie in memory one after the other."""
-    if factor.flags.c_contiguous and not factor.mT.flags.c_contiguous:
-        return _writeable(factor), True
-    return _writeable(np.ascontiguousarray(factor.mT)), False
-
-
-def _rows(factor):
-    """A factor transposed and contiguous."""
-    return _writeable(np.ascontiguousarray(factor.mT))[0]
-
-
-def _writeable(x):
-    """A batch that may be written to, since Numba has a type for each."""
-    return _as_batch(x if x.flags.writeable else x.copy())
-
-
-def _as_batch(x):
-    return x[None] if x.ndim == 2 else x.reshape(-1, *x.shape[-2:])
 
 
 @cache

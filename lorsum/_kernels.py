@@ -24,6 +24,8 @@ __all__ = ["alternating", "balanced", "combined", "compressed"]
 
 ROWS = 32  # rows of a block that are multiplied at a time: as many streams as a processor fetches ahead; more rows
 AT_ONCE = ROWS * BLOCK  # ... where they are shorter: as many numbers as OpenBLAS multiplies without copying them first
+STACKED = 2**16  # numbers in all terms up to which a copy of them costs less than products with each
+SMALL = 2**13  # numbers in one of more up to which this holds for it
 # Condition numbers up to which ...
 HARMLESS = 10.0  # one Cholesky factor costs less than two digits
 ORTHONORMAL = 3.0  # one Cholesky factor in float64 costs less than one digit
@@ -31,47 +33,87 @@ HARMLESS_GAUGE = 100.0  # what the change to the paper's factors may cost, see l
 
 
 @njit(cache=True, nogil=True)
-def alternating(Us, Vs, c, iters, reg, v_first, balance, by_gram, blas, U, V, first, last):
-    """Success of the iteration on Σ Uⱼ diag(cⱼ) Vⱼᵀ from its first columns, for ``first`` to ``last`` of a batch.
+def alternating(Us, Vs, weights, iters, reg, v_first, balance, by_gram, blas, U, V, first, last):
+    """Success of the iteration on Σ cⱼ Uⱼ Vⱼᵀ from its first term, for ``first`` to ``last`` of a batch.
 
-    ``Us`` and ``Vs`` have three pairs of an array and False where it has the rows of a factor, (batch, Rⱼ, m) or
-    (batch, Rⱼ, n), and True where it has its columns, (batch, m, Rⱼ); the first has rows. ``c`` has a number for each
-    row. The results go to ``U`` (batch, r, m) and ``V``. ``blas`` has the addresses of BLAS for their dtype and for
-    float64.
+    ``Us`` and ``Vs`` have pairs of an array and False where it has the rows of a factor, (batch, rⱼ, m), or True where
+    it has its columns, (batch, m, rⱼ). The results go to ``U`` (batch, r, m) and ``V``. ``blas`` has the addresses of
+    BLAS for their dtype and for float64.
     """
-    ok = True
     for i in range(first, last):
+        left, right, c = _sides(i, Us, Vs, weights, U.shape[2], V.shape[2])
         if v_first:
-            ok = ok and _iterate(i, Us, Vs, c, iters, reg, balance, by_gram, blas, U[i], V[i])
+            ok = _iterate(left, right, c, iters, reg, balance, by_gram, blas, U[i], V[i])
         else:
-            ok = ok and _iterate(i, Vs, Us, c, iters, reg, balance, by_gram, blas, V[i], U[i])
-    return ok
+            ok = _iterate(right, left, c, iters, reg, balance, by_gram, blas, V[i], U[i])
+        if not ok:
+            return False
+    return True
 
 
 @njit(cache=True, nogil=True)
-def compressed(Us, Vs, c, blas):
-    """Success, the core of Σ Uⱼ diag(cⱼ) Vⱼᵀ in orthonormal bases of the stacked factors, and what makes these bases.
-
-    The bases are U K and V L for the triangles K and L that are returned, which :func:`combined` takes.
-    """
-    R = len(c)
+def compressed(Us, Vs, weights, m, n, blas):
+    """Success, Σ cⱼ Uⱼ Vⱼᵀ in orthonormal bases U K and V L of all factors side by side; U, K, V, L."""
+    left, right, c = _sides(0, Us, Vs, weights, m, n)
+    R, exact = len(c), (blas[1], blas[1])
     core = np.empty((R, R))
-    ok, C, K, condition = inverse_root(_gram(0, Us, R, np.float64(0), (blas[1], blas[1])), 0.0)
+    ok, C, K, condition = inverse_root(_gram(left, m, R, np.float64(0), exact), 0.0)
     if not ok or condition > ORTHONORMAL:
-        return False, core, core, core
-    ok, D, L, condition = inverse_root(_gram(0, Vs, R, np.float64(0), (blas[1], blas[1])), 0.0)
+        return False, core, left, core, right, core
+    ok, D, L, condition = inverse_root(_gram(right, n, R, np.float64(0), exact), 0.0)
     if not ok or condition > ORTHONORMAL:
-        return False, core, core, core
-    for j in range(R):
-        C[:, j] *= c[j]
+        return False, core, left, core, right, core
+    for a in range(R):
+        for j in range(a, R):
+            C[a, j] *= c[j]
     gemm(blas[1], False, True, C, D, 0.0, core)
-    return True, core, K, L
+    return True, core, left, K, right, L
 
 
 @njit(cache=True, nogil=True)
 def combined(Us, P, U, blas):
     """The rows of U = Σ Uⱼ Pⱼ."""
-    _combine(0, Us, P, U, blas)
+    _combine(Us, P, U, blas)
+
+
+@njit(cache=True)
+def _sides(i, Us, Vs, weights, m, n):
+    """The factors of the i-th matrix, pairs as before, small ones stacked before the others; a weight for each row.
+
+    The first term, where the iteration starts, is the first of the stack.
+    """
+    ranks = np.empty(len(weights), np.int64)
+    for j in range(len(weights)):
+        A, by_columns = Us[j]
+        ranks[j] = A.shape[2] if by_columns else A.shape[1]
+    R = np.sum(ranks)
+    stacked = ranks * (m + n) <= (STACKED if R * (m + n) <= STACKED else SMALL)
+    stacked[0] = True
+    c, row = np.empty(R), 0
+    for kind in (True, False):
+        for j in range(len(weights)):
+            if stacked[j] == kind:
+                c[row : row + ranks[j]] = weights[j]
+                row += ranks[j]
+    return _side(i, Us, stacked, ranks, m), _side(i, Vs, stacked, ranks, n), c
+
+
+@njit(cache=True)
+def _side(i, Us, stacked, ranks, m):
+    stack, row = np.empty((np.sum(ranks * stacked), m), Us[0][0].dtype), 0
+    for j in range(len(stacked)):
+        if stacked[j]:
+            A, by_columns = Us[j]
+            _copy_rows(A[i], by_columns, 0, stack[row : row + ranks[j]])
+            row += ranks[j]
+    _, (B, b), (C, c), (D, d) = Us
+    nothing = stack[:0]
+    return (
+        (stack, False),
+        (nothing if stacked[1] else B[i], b and not stacked[1]),
+        (nothing if stacked[2] else C[i], c and not stacked[2]),
+        (nothing if stacked[3] else D[i], d and not stacked[3]),
+    )
 
 
 @njit(cache=True)
@@ -94,17 +136,18 @@ def _balanced(U, B, blas):
 
 
 @njit(cache=True)
-def _iterate(i, Xs, Ys, c, iters, reg, balance, by_gram, blas, X, Y):
-    """Success of the iteration on the i-th matrix that finds Y from X first; X and Y are where the result goes."""
+def _iterate(Xs, Ys, c, iters, reg, balance, by_gram, blas, X, Y):
+    """Success of the iteration that finds Y from X first; X and Y are where the result goes."""
     R, one = len(c), np.eye(len(X))
     T, N, last = one, one, one  # X T is the paper's factor, N = T⁻ᵀ, and in the end Y has to be multiplied by ``last``
-    X[:], P = Xs[0][0][i, : len(X)], np.eye(R, len(X))
+    X[:], P = Xs[0][0][: len(X)], np.eye(R, len(X))
     if by_gram:
-        G, H = _gram(i, Xs, R, X.dtype.type(0), blas), _gram(i, Ys, R, X.dtype.type(0), blas)
+        zero = X.dtype.type(0)
+        G, H = _gram(Xs, X.shape[1], R, zero, blas), _gram(Ys, Y.shape[1], R, zero, blas)
         Z, gram, spread = _products_by_gram(G, P)
     else:
         G, H = one, one
-        Z, gram, spread = _products(i, Xs, X, R, blas), _gram_of(X, blas), 1.0
+        Z, gram, spread = _products(Xs, X, R, blas), _gram_of(X, blas), 1.0
     for half in range(2 * iters):
         final = half == 2 * iters - 1
         ok, C, K, condition = inverse_root(gram, reg)
@@ -116,7 +159,7 @@ def _iterate(i, Xs, Ys, c, iters, reg, balance, by_gram, blas, X, Y):
             ok, B, C, K = orthonormal(X, reg)
             if not ok:
                 return False
-            Z = _products(i, Xs, B, R, blas)
+            Z = _products(Xs, B, R, blas)
             if reg == 0:
                 X[:], T, N, C, K = B, C @ T, turned(K) @ N, one, one
         before, P = P, _weighted(c, Z)
@@ -130,13 +173,13 @@ def _iterate(i, Xs, Ys, c, iters, reg, balance, by_gram, blas, X, Y):
         if by_gram:
             Z, gram, spread = _products_by_gram(H, P)
         elif final:
-            _combine(i, Ys, P, Y, blas)
+            _combine(Ys, P, Y, blas)
         else:
-            Z, gram, spread = _combine_and_multiply(i, Ys, P, Y, blas)
+            Z, gram, spread = _combine_and_multiply(Ys, P, Y, blas)
         X, Y, Xs, Ys, G, H = Y, X, Ys, Xs, H, G
     if by_gram:
-        _combine(i, Xs, P, X, blas)
-        _combine(i, Ys, before @ last, Y, blas)
+        _combine(Xs, P, X, blas)
+        _combine(Ys, before @ last, Y, blas)
     elif reg == 0:
         Y[:] = times(last, Y, blas)
     if balance:
@@ -156,25 +199,25 @@ def _with_proximal_term(P, K, reg):
 
 
 @njit(cache=True)
-def _products(i, Xs, X, R, blas):
+def _products(Xs, X, R, blas):
     """The rows of XⱼᵀX for all terms."""
     Z = np.zeros((R, len(X)))
     part = np.empty(Z.shape, X.dtype)
     for x in range(0, X.shape[1], BLOCK):
-        _add_products(i, Xs, x, X[:, x : x + BLOCK], part, Z, blas)
+        _add_products(Xs, x, X[:, x : x + BLOCK], part, Z, blas)
     return Z
 
 
 @njit(cache=True)
-def _combine(i, Ys, P, Y, blas):
+def _combine(Ys, P, Y, blas):
     """Y = Σ Yⱼ Pⱼ."""
     P = P.astype(Y.dtype)
     for x in range(0, Y.shape[1], BLOCK):
-        _combine_block(i, Ys, x, P, Y[:, x : x + BLOCK], blas)
+        _combine_block(Ys, x, P, Y[:, x : x + BLOCK], blas)
 
 
 @njit(cache=True)
-def _combine_and_multiply(i, Ys, P, Y, blas):
+def _combine_and_multiply(Ys, P, Y, blas):
     """Y = Σ Yⱼ Pⱼ, and of this Y the products, the Gram matrix and 1, as _products_by_gram has them."""
     r = len(Y)
     Z, gram = np.zeros(P.shape), np.zeros((r, r))
@@ -182,47 +225,47 @@ def _combine_and_multiply(i, Ys, P, Y, blas):
     part, copy = np.empty(P.shape, Y.dtype), np.empty((r, min(Y.shape[1], BLOCK)))
     for x in range(0, Y.shape[1], BLOCK):
         block = Y[:, x : x + BLOCK]
-        _combine_block(i, Ys, x, P, block, blas)
-        _add_products(i, Ys, x, block, part, Z, blas)
+        _combine_block(Ys, x, P, block, blas)
+        _add_products(Ys, x, block, part, Z, blas)
         _add_gram(Y, x, copy, gram, blas)
     return Z, gram, 1.0
 
 
 @njit(cache=True)
-def _combine_block(i, Ys, x, P, Y, blas):
+def _combine_block(Ys, x, P, Y, blas):
     row, beta, width = 0, 0.0, Y.shape[1]
     for j in range(len(Ys)):
         A, by_columns = Ys[j]
-        rank = A.shape[2] if by_columns else A.shape[1]
+        rank = A.shape[1] if by_columns else A.shape[0]
         if by_columns:
             step = max(AT_ONCE // rank, 1)
             for y in range(0, width, step):
-                part = A[i, x + y : x + min(y + step, width)]
+                part = A[x + y : x + min(y + step, width)]
                 gemm(blas[0], True, True, P[row : row + rank], part, beta, Y[:, y : y + step])
         else:
             step = AT_ONCE // width
             for first in range(0, rank, step):
-                part = A[i, first : first + step, x : x + width]
+                part = A[first : first + step, x : x + width]
                 gemm(blas[0], True, False, P[row + first : row + first + len(part)], part, beta, Y)
                 beta = 1.0
         row, beta = row + rank, 1.0
 
 
 @njit(cache=True)
-def _add_products(i, Xs, x, X, part, Z, blas):
+def _add_products(Xs, x, X, part, Z, blas):
     row, width = 0, X.shape[1]
     for j in range(len(Xs)):
         A, by_columns = Xs[j]
-        rank = A.shape[2] if by_columns else A.shape[1]
+        rank = A.shape[1] if by_columns else A.shape[0]
         if by_columns:
             step = max(AT_ONCE // rank, 1)
             for y in range(0, width, step):
-                columns = A[i, x + y : x + min(y + step, width)]
+                columns = A[x + y : x + min(y + step, width)]
                 gemm(blas[0], True, True, columns, X[:, y : y + step], 1.0 if y > 0 else 0.0, part[row : row + rank])
         else:
             step = AT_ONCE // width
             for first in range(0, rank, step):
-                rows = A[i, first : first + step, x : x + width]
+                rows = A[first : first + step, x : x + width]
                 gemm(blas[0], False, True, rows, X, 0.0, part[row + first : row + first + len(rows)])
         row += rank
     Z += part
@@ -248,19 +291,15 @@ def _add_gram(X, x, block, gram, blas):
 
 
 @njit(cache=True)
-def _gram(i, Xs, R, zero, blas):
+def _gram(Xs, n, R, zero, blas):
     """The Gram matrix of all terms' columns, from products in the precision of ``zero``."""
-    n = Xs[0][0].shape[2]
     G, block = np.full((R, R), zero), np.full((R, min(n, BLOCK)), zero)
     for x in range(0, n, BLOCK):
         row, block = 0, block[:, : n - x]
         for j in range(len(Xs)):
             A, by_columns = Xs[j]
-            rank = A.shape[2] if by_columns else A.shape[1]
-            if by_columns:
-                block[row : row + rank] = A[i, x : x + block.shape[1]].T
-            else:
-                _copy(A[i], x, block[row : row + rank])
+            rank = A.shape[1] if by_columns else A.shape[0]
+            _copy_rows(A, by_columns, x, block[row : row + rank])
             row += rank
         syrk(blas[0], block, G)
     for j in range(R):
@@ -270,8 +309,22 @@ def _gram(i, Xs, R, zero, blas):
 
 
 @njit(cache=True)
+def _copy_rows(A, by_columns, x, block):
+    """The rows of a factor from x on, as many columns as the block has."""
+    if not by_columns:
+        _copy(A, x, block)
+        return
+    rank, width = block.shape
+    for first in range(0, width, 16):  # in tiles, so that lines of the cache are used whole
+        last = min(first + 16, width)
+        for j in range(rank):
+            for k in range(first, last):
+                block[j, k] = A[x + k, j]
+
+
+@njit(cache=True)
 def _copy(X, x, block):
-    """The columns of X from x on, as many as the block has; row by row, which the compiler knows how to do at once."""
+    """The same of an array of rows; one after the other, which the compiler knows how to do at once."""
     for j in range(len(X)):
         block[j] = X[j, x : x + block.shape[1]]
 
