@@ -82,29 +82,33 @@ def _sides(i, Us, Vs, weights, m, n):
 
     The first term, where the iteration starts, is the first of the stack.
     """
-    ranks = np.empty(len(weights), np.int64)
-    for j in range(len(weights)):
-        A, by_columns = Us[j]
-        ranks[j] = A.shape[2] if by_columns else A.shape[1]
-    R = np.sum(ranks)
-    stacked = ranks * (m + n) <= (STACKED if R * (m + n) <= STACKED else SMALL)
-    stacked[0] = True
+    count = len(weights)
+    ranks, stacked = np.empty(count, np.int64), np.empty(count, np.bool_)
+    R = 0
+    for j in range(count):
+        ranks[j] = Us[j][0].shape[2] if Us[j][1] else Us[j][0].shape[1]
+        R += ranks[j]
+    small = STACKED if R * (m + n) <= STACKED else SMALL
     c, row = np.empty(R), 0
-    for kind in (True, False):
-        for j in range(len(weights)):
-            if stacked[j] == kind:
-                c[row : row + ranks[j]] = weights[j]
-                row += ranks[j]
-    return _side(i, Us, stacked, ranks, m), _side(i, Vs, stacked, ranks, n), c
+    for j in range(count):
+        stacked[j] = j == 0 or ranks[j] * (m + n) <= small
+        if stacked[j]:
+            c[row : row + ranks[j]] = weights[j]
+            row += ranks[j]
+    left, right = np.empty((row, m), Us[0][0].dtype), np.empty((row, n), Us[0][0].dtype)
+    for j in range(count):
+        if not stacked[j]:
+            c[row : row + ranks[j]] = weights[j]
+            row += ranks[j]
+    return _side(i, Us, ranks, stacked, left), _side(i, Vs, ranks, stacked, right), c
 
 
 @njit(cache=True)
-def _side(i, Us, stacked, ranks, m):
-    stack, row = np.empty((np.sum(ranks * stacked), m), Us[0][0].dtype), 0
+def _side(i, Us, ranks, stacked, stack):
+    row = 0
     for j in range(len(stacked)):
         if stacked[j]:
-            A, by_columns = Us[j]
-            _copy_rows(A[i], by_columns, 0, stack[row : row + ranks[j]])
+            _copy_rows(Us[j][0][i], Us[j][1], 0, stack[row : row + ranks[j]])
             row += ranks[j]
     _, (B, b), (C, c), (D, d) = Us
     nothing = stack[:0]
