@@ -8,16 +8,15 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import get_cython_function_address, intrinsic
 
-__all__ = ["GEMM_AND_SYRK", "gemm", "syrk"]
+__all__ = ["GEMM", "gemm"]
 
-# Where ?gemm and ?syrk are, by the item size of their numbers; kernels get the addresses as arguments, since code that
-# is cached must not have them in it
-GEMM_AND_SYRK = {
-    size: tuple(get_cython_function_address("scipy.linalg.cython_blas", f"{letter}{name}") for name in ("gemm", "syrk"))
-    for size, letter in ((4, "s"), (8, "d"))
+# Where ?gemm is, by the size of its numbers; kernels get it as an argument, since cached code must not have it in it
+GEMM = {
+    4: get_cython_function_address("scipy.linalg.cython_blas", "sgemm"),
+    8: get_cython_function_address("scipy.linalg.cython_blas", "dgemm"),
 }
 
-NORMAL, TRANSPOSED, LOWER = types.uint8(ord("N")), types.uint8(ord("T")), types.uint8(ord("L"))
+NORMAL, TRANSPOSED = types.uint8(ord("N")), types.uint8(ord("T"))
 
 
 @intrinsic
@@ -43,49 +42,15 @@ def _fortran(typing, address, arguments):
     return types.void(address, arguments), generate
 
 
-# Read by columns, as Fortran does, arrays are transposed: it computes Cᵀ = op(B)ᵀ op(A)ᵀ, and A's upper triangle is C's
-# lower one.
-
-
 @njit(cache=True)
-def gemm(blas, transpose_a, transpose_b, A, B, beta, C):
+def gemm(address, transpose_a, transpose_b, A, B, beta, C):
     """C ← op(A) op(B) + β C, for arrays whose rows are contiguous, of one dtype."""
+    # Read by columns, as Fortran does, arrays are transposed: Cᵀ = op(B)ᵀ op(A)ᵀ
     number = C.dtype.type
     k = A.shape[0] if transpose_a else A.shape[1]
     letters = (TRANSPOSED if transpose_b else NORMAL, TRANSPOSED if transpose_a else NORMAL)
-    left, right = (B.ctypes.data, _leading(B)), (A.ctypes.data, _leading(A))
-    arguments = (
-        *letters,
-        C.shape[1],
-        C.shape[0],
-        k,
-        number(1),
-        *left,
-        *right,
-        number(beta),
-        C.ctypes.data,
-        _leading(C),
-    )
-    _fortran(blas[0], arguments)
-
-
-@njit(cache=True)
-def syrk(blas, A, C):
-    """C ← A Aᵀ + C on the diagonal and above it, for arrays whose rows are contiguous, of one dtype."""
-    one = C.dtype.type(1)
-    arguments = (
-        LOWER,
-        TRANSPOSED,
-        len(A),
-        A.shape[1],
-        one,
-        A.ctypes.data,
-        _leading(A),
-        one,
-        C.ctypes.data,
-        _leading(C),
-    )
-    _fortran(blas[1], arguments)
+    first, second, result = (B.ctypes.data, _leading(B)), (A.ctypes.data, _leading(A)), (C.ctypes.data, _leading(C))
+    _fortran(address, (*letters, C.shape[1], C.shape[0], k, number(1), *first, *second, number(beta), *result))
 
 
 @njit(cache=True)

@@ -128,8 +128,8 @@ def _in_threads(run, count):
 
 @cache
 def _loaded(itemsize):
-    """The kernels and the addresses of their BLAS; importing numba takes a while, and only this needs it."""
+    """The kernels, and ?gemm for their numbers and for float64. Importing numba takes a while, and only this does."""
     from lorsum import _kernels
-    from lorsum._blas import GEMM_AND_SYRK
+    from lorsum._blas import GEMM
 
-    return _kernels, (GEMM_AND_SYRK[itemsize], GEMM_AND_SYRK[8])
+    return _kernels, (GEMM[itemsize], GEMM[8])

@@ -17,13 +17,13 @@ takes the general path, which has an answer for that too.
 import numpy as np
 from numba import njit
 
-from lorsum._blas import gemm, syrk
+from lorsum._blas import gemm
 from lorsum._triangles import BLOCK, inverse_root, is_finite, orthonormal, times, turned
 
 __all__ = ["alternating", "balanced", "combined", "compressed"]
 
-ROWS = 32  # rows of a block that are multiplied at a time: as many streams as a processor fetches ahead; more rows
-AT_ONCE = ROWS * BLOCK  # ... where they are shorter: as many numbers as OpenBLAS multiplies without copying them first
+ROWS = 32  # rows that are multiplied at a time: as many streams as a processor fetches ahead
+UNTHREADED = 2**18  # multiplications up to which OpenBLAS stays in one thread, and does not copy its operands first
 STACKED = 2**16  # numbers in all terms up to which a copy of them costs less than products with each
 SMALL = 2**13  # numbers in one of more up to which this holds for it
 # Condition numbers up to which ...
@@ -38,7 +38,7 @@ def alternating(Us, Vs, weights, iters, reg, v_first, balance, by_gram, blas, U,
 
     ``Us`` and ``Vs`` have pairs of an array and False where it has the rows of a factor, (batch, rⱼ, m), or True where
     it has its columns, (batch, m, rⱼ). The results go to ``U`` (batch, r, m) and ``V``. ``blas`` has the addresses of
-    BLAS for their dtype and for float64.
+    ?gemm for their dtype and for float64.
     """
     for i in range(first, last):
         left, right, c = _sides(i, Us, Vs, weights, U.shape[2], V.shape[2])
@@ -242,12 +242,12 @@ def _combine_block(Ys, x, P, Y, blas):
         A, by_columns = Ys[j]
         rank = A.shape[1] if by_columns else A.shape[0]
         if by_columns:
-            step = max(AT_ONCE // rank, 1)
+            step = max(UNTHREADED // (rank * len(Y)), 1)
             for y in range(0, width, step):
                 part = A[x + y : x + min(y + step, width)]
                 gemm(blas[0], True, True, P[row : row + rank], part, beta, Y[:, y : y + step])
         else:
-            step = AT_ONCE // width
+            step = max(UNTHREADED // (width * len(Y)), ROWS // 4)
             for first in range(0, rank, step):
                 part = A[first : first + step, x : x + width]
                 gemm(blas[0], True, False, P[row + first : row + first + len(part)], part, beta, Y)
@@ -262,12 +262,12 @@ def _add_products(Xs, x, X, part, Z, blas):
         A, by_columns = Xs[j]
         rank = A.shape[1] if by_columns else A.shape[0]
         if by_columns:
-            step = max(AT_ONCE // rank, 1)
+            step = max(UNTHREADED // (rank * len(X)), 1)
             for y in range(0, width, step):
                 columns = A[x + y : x + min(y + step, width)]
                 gemm(blas[0], True, True, columns, X[:, y : y + step], 1.0 if y > 0 else 0.0, part[row : row + rank])
         else:
-            step = AT_ONCE // width
+            step = max(UNTHREADED // (width * len(X)), ROWS // 4)
             for first in range(0, rank, step):
                 rows = A[first : first + step, x : x + width]
                 gemm(blas[0], False, True, rows, X, 0.0, part[row + first : row + first + len(rows)])
@@ -305,11 +305,22 @@ def _gram(Xs, n, R, zero, blas):
             rank = A.shape[1] if by_columns else A.shape[0]
             _copy_rows(A, by_columns, x, block[row : row + rank])
             row += rank
-        syrk(blas[0], block, G)
+        _add_lower_triangle(block, G, blas)
     for j in range(R):
-        for k in range(j):
+        for k in range(j + 1, R):
             G[j, k] = G[k, j]
     return G.astype(np.float64)
+
+
+@njit(cache=True)
+def _add_lower_triangle(X, G, blas):
+    """The inner products of the rows of X, all but some above the diagonal."""
+    width = UNTHREADED // ROWS**2
+    for a in range(0, len(X), ROWS):
+        for b in range(0, a + 1, ROWS):
+            tile = G[a : a + ROWS, b : b + ROWS]
+            for x in range(0, X.shape[1], width):
+                gemm(blas[0], False, True, X[a : a + ROWS, x : x + width], X[b : b + ROWS, x : x + width], 1.0, tile)
 
 
 @njit(cache=True)

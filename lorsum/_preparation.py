@@ -47,7 +47,7 @@ def coefficients_cost_less(W, rank, iters):
 def gram_matrices_cost_less(W, rank, iters):
     """The same with Gram matrices in the kernels: fitted to times, from R = 32 to 272 and m + n = 200 to 8,000."""
     R, r, length = sum([A.U.shape[-1] for A in W.terms]), rank, sum(W.terms[0].shape[-2:])
-    by_gram = length * (0.6 * R**2 + 60 * R + 2 * R * r) + iters * 4 * R**2 * r
+    by_gram = length * (0.6 * R**2 + 60 * R + 2 * R * r) + 100 * R**2 + iters * 4 * R**2 * r
     return by_gram < _direct_cost(length, R, r, iters)
 
 

@@ -113,7 +113,8 @@ def turned(A):
 @njit(cache=True, fastmath={"reassoc"})
 def is_finite(X):
     """True if nothing is a NaN or an infinity: 0 times it would be a NaN. Free to sum in any order, it is fast."""
-    total = 0.0
+    zero = X.dtype.type(0)
+    total = zero
     for x in X.ravel():
-        total += x * 0
+        total += x * zero
     return total == 0

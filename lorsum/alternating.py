@@ -152,8 +152,8 @@ def lorsum(
     dependent to rounding, the general path takes over. Results are the same up to rounding.
 
     For m × n matrices and a sum of stacked rank R, ``"auto"`` counts multiplications at equal speed, as measured: K (m
-    + n) (4Rr + 6r²) for the direct method against (m + n) (0.6R² + 60R + 2Rr) + 4K R²r by Gram matrices, or 6 (m + n)
-    R² + 2R³ + 2 (m + n) Rr + K (8R²r + 12Rr²) by QR, which needs R < min(m, n).
+    + n) (4Rr + 6r²) for the direct method against (m + n) (0.6R² + 60R + 2Rr) + 100R² + 4K R²r by Gram matrices, or 6
+    (m + n) R² + 2R³ + 2 (m + n) Rr + K (8R²r + 12Rr²) by QR, which needs R < min(m, n).
 
     With metrics, algorithm 2 of [2]_ is corrected so that a zero gradient is a fixed point: it is LoRSum on
     L_Uᵀ W L_V, with M = L Lᵀ, and the proximal term is weighted alike.
