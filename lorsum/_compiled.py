@@ -22,7 +22,7 @@ def alternating(terms, coefficients, init, iters, reg, v_first, balance, by_gram
     *batch, m, r = init.U.shape
     n = init.V.shape[-2]
     Us, Vs, weights = _as_they_lie(terms, coefficients, dtype)
-    kernels, blas = _loaded(dtype.itemsize)
+    kernels, blas = _loaded(dtype)
     count = len(Us[0][0])
     U, V = np.empty((count, r, m), dtype), np.empty((count, r, n), dtype)
     problem = Us, Vs, weights, iters, reg, v_first, balance, by_gram, blas, U, V
@@ -44,7 +44,7 @@ def compressed(W):
     dtype = W.terms[0].U.dtype
     if len(W.shape) > 2 or W.rank == min(m, n) or not _fit(W.terms, W.coefficients, dtype):
         return None
-    kernels, blas = _loaded(dtype.itemsize)
+    kernels, blas = _loaded(dtype)
     ok, core, left, K, right, L = kernels.compressed(*_as_they_lie(W.terms, W.coefficients, dtype), m, n, blas)
     if not ok:
         return None
@@ -65,7 +65,7 @@ def balanced(W):
     dtype = W.U.dtype
     if W.U.ndim > 2 or 0 in W.U.shape or not _fit((W,), (1,), dtype):
         return None
-    kernels, blas = _loaded(dtype.itemsize)
+    kernels, blas = _loaded(dtype)
     U, V = (np.array(factor.T, order="C") for factor in W)
     ok, U, V = kernels.balanced(U, V, blas)
     return (U.T, V.T) if ok else None
@@ -73,8 +73,11 @@ def balanced(W):
 
 def _fit(terms, coefficients, dtype):
     """True for low-rank matrices with real NumPy arrays of one dtype as factors, and numbers."""
-    for A, c in zip(terms, coefficients, strict=True):
-        if not (type(A.U) is np.ndarray and A.U.dtype == dtype and isinstance(c, (int, float))):
+    for A in terms:
+        if type(A.U) is not np.ndarray or A.U.dtype != dtype:
+            return False
+    for c in coefficients:
+        if not isinstance(c, (int, float)):
             return False
     return dtype in NOTHING
 
@@ -127,9 +130,9 @@ def _in_threads(run, count):
 
 
 @cache
-def _loaded(itemsize):
+def _loaded(dtype):
     """The kernels, and ?gemm for their numbers and for float64. Importing numba takes a while, and only this does."""
     from lorsum import _kernels
     from lorsum._blas import GEMM
 
-    return _kernels, (GEMM[itemsize], GEMM[8])
+    return _kernels, (GEMM[dtype.itemsize], GEMM[8])

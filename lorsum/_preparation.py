@@ -44,10 +44,9 @@ def coefficients_cost_less(W, rank, iters):
     return compressing + iters * (8 * R**2 * r + 12 * R * r**2) < _direct_cost(m + n, R, r, iters)
 
 
-def gram_matrices_cost_less(W, rank, iters):
-    """The same with Gram matrices in the kernels: fitted to times, from R = 32 to 272 and m + n = 200 to 8,000."""
-    R, r, length = sum([A.U.shape[-1] for A in W.terms]), rank, sum(W.terms[0].shape[-2:])
-    by_gram = length * (0.6 * R**2 + 60 * R + 2 * R * r) + 100 * R**2 + iters * 4 * R**2 * r
+def gram_matrices_cost_less(length, R, r, iters):
+    """The same with Gram matrices in the kernels: fitted to times, from R = 32 to 288 and m + n = 204 to 15,104."""
+    by_gram = length * (0.9 * R**2 + 40 * R + 2 * R * r) + 100 * R**2 + iters * 10 * R**2 * r
     return by_gram < _direct_cost(length, R, r, iters)
 
 

@@ -152,7 +152,7 @@ def lorsum(
     dependent to rounding, the general path takes over. Results are the same up to rounding.
 
     For m × n matrices and a sum of stacked rank R, ``"auto"`` counts multiplications at equal speed, as measured: K (m
-    + n) (4Rr + 6r²) for the direct method against (m + n) (0.6R² + 60R + 2Rr) + 100R² + 4K R²r by Gram matrices, or 6
+    + n) (4Rr + 6r²) for the direct method against (m + n) (0.9R² + 40R + 2Rr) + 100R² + 10K R²r by Gram matrices, or 6
     (m + n) R² + 2R³ + 2 (m + n) Rr + K (8R²r + 12Rr²) by QR, which needs R < min(m, n).
 
     With metrics, algorithm 2 of [2]_ is corrected so that a zero gradient is a fixed point: it is LoRSum on
@@ -259,13 +259,17 @@ def least_squares_factor(W, V, U0=None, reg=0.0):
 
 def _compiled(target, init, iters, reg, start, method, balance):
     """The same iteration by the kernels, or None where it is not for them: dependent columns, not finite, not NumPy."""
-    if not target.is_factored:
-        return None
-    reg, v_first, factors = 0.0 if reg is None else reg, start == "V", None
-    if method == "coefficients" or (method == "auto" and gram_matrices_cost_less(target, init.rank, iters)):
-        factors = compiled.alternating(target.terms, target.coefficients, init, iters, reg, v_first, balance, True)
+    stack, factors = 0, None
+    for A in target.terms:
+        if type(A) is not LowRank:
+            return None
+        stack += A.rank
+    given = target.terms, target.coefficients, init, iters, 0.0 if reg is None else reg, start == "V", balance
+    auto = method == "auto" and gram_matrices_cost_less(sum(init.shape[-2:]), stack, init.rank, iters)
+    if auto or method == "coefficients":
+        factors = compiled.alternating(*given, by_gram=True)
     if factors is None and method != "coefficients":
-        factors = compiled.alternating(target.terms, target.coefficients, init, iters, reg, v_first, balance, False)
+        factors = compiled.alternating(*given, by_gram=False)
     return None if factors is None else LowRank._of(*factors)
 
 
