@@ -1,0 +1,239 @@
+"""Capture of X and S: hooks that collect, in any training loop, the exact gradient with respect to B·A.
+
+A pair is taken where autograd takes its own: X is saved for the backward pass as autograd saves it (so that activation
+checkpointing drops and recomputes it), S arrives there. It counts once autograd has added to B.grad, and lives as long:
+where ``.grad`` is None again the gradient starts anew, and a backward pass that leaves ``.grad`` alone leaves no pair.
+"""
+
+import itertools
+import math
+import weakref
+
+import numpy as np
+import torch
+
+from lorsum.torch._gradient import Gradient
+
+__all__ = ["Capture"]
+
+_numbers = itertools.count()
+_captures: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
+
+
+class Capture:
+    """The gradient of one adapter, kept up to date by hooks for as long as this object lives.
+
+    Parameters
+    ----------
+    adapter : Adapter
+        What to watch.
+    form : {"auto", "pairs", "dense"}
+        See :class:`lorsum.torch._gradient.Gradient`.
+
+    Attributes
+    ----------
+    gradient : Gradient
+        Of all backward passes since B.grad was None.
+    """
+
+    def __init__(self, adapter, form="auto"):
+        self.adapter, self.form = adapter, form
+        self.gradient = Gradient(adapter.shape, form)
+        self.called = False  # with gradients, since they were cleared
+        self._staged: dict = {}  # by backward pass: what has arrived, but is not yet in B.grad
+        self._sizes = [None, None]  # ‖A.grad‖ and ‖B.grad‖ after the last backward pass, with the tensors' versions
+        number = next(_numbers)
+        _captures[number] = self
+        handles = [handle for site in adapter.sites for handle in _Taps(site, number).register()]
+        handles += [
+            adapter.B.register_hook(_calling(self, "_before_accumulation")),
+            adapter.B.register_post_accumulate_grad_hook(_calling(self, "_after_B")),
+            adapter.A.register_post_accumulate_grad_hook(_calling(self, "_after_A")),
+        ]
+        weakref.finalize(self, _remove, handles)
+
+    def collect(self, view, S, X, borrowed):
+        """Take S and X of one call, on S's way back."""
+        task = torch._C._current_graph_task_id()
+        if task not in self._staged:
+            self._staged[task] = Gradient(self.adapter.shape, self.form)
+        self._staged[task].add(view, S.detach(), X, borrowed)
+
+    def clear(self):
+        """Forget the gradient, as ``zero_grad`` does."""
+        self.gradient.clear()
+        self._staged.clear()
+        self._sizes = [None, None]
+        self.called = False
+
+    def check_complete(self):
+        """An error that says what is missing, where there is no gradient."""
+        A, B, name = self.adapter.A, self.adapter.B, self.adapter.name
+        if A.grad is not None and B.grad is not None:
+            if not self.gradient:
+                raise RuntimeError(
+                    f"`{name}` has .grad, but no call of it was captured: its weights were used in another way than "
+                    "lora_B(lora_A(x)), or the gradient was set by hand."
+                )
+        elif self.called:
+            raise RuntimeError(f"`{name}` has no gradient: it was called, but no backward pass has reached it.")
+        else:
+            raise RuntimeError(
+                f"`{name}` has no gradient: its lora_A and lora_B have not been called with gradients. Freeze it, or "
+                "activate it."
+            )
+
+    def common_factor(self):
+        """The number c by which A.grad and B.grad were multiplied since the backward pass: unscaling, clipping.
+
+        Raises
+        ------
+        RuntimeError
+            If there is none, because they were changed in different ways.
+        """
+        A, B = self.adapter.A, self.adapter.B
+        ratios = [
+            _ratio(size(p.grad), before) for p, before in zip((A, B), self._sizes, strict=True) if before is not None
+        ]
+        ratios = [c for c in ratios if c is not None]
+        if not ratios:
+            return 1.0
+        if not all(map(math.isfinite, ratios)):
+            raise RuntimeError(f"`{self.adapter.name}`: its gradient is not finite.")
+        tolerance = 1e-2 if A.dtype in (torch.float16, torch.bfloat16) else 1e-4
+        if max(ratios) - min(ratios) > tolerance * max(ratios):
+            raise RuntimeError(
+                f"`{self.adapter.name}`: after the backward pass lora_A.grad was multiplied by {ratios[0]:.4g} and "
+                f"lora_B.grad by {ratios[1]:.4g}. One factor for both is needed, as unscaling and clipping by the "
+                "norm of all gradients have it."
+            )
+        return ratios[-1]
+
+    def _before_accumulation(self, _):
+        grad = self.adapter.B.grad
+        if grad is None:
+            self.gradient.clear()
+        elif self._sizes[1] is not None:
+            c = _ratio(size(grad), self._sizes[1])  # 0 where .grad was zeroed in place
+            if c == 0:
+                self.gradient.clear()
+            elif c is not None and c != 1:
+                self.gradient.scale(c)
+
+    def _after_B(self, B):
+        staged = self._staged.pop(torch._C._current_graph_task_id(), None)
+        if staged is not None:
+            self.gradient.merge(staged)
+        self._sizes[1] = size(B.grad)
+
+    def _after_A(self, A):
+        self._sizes[0] = size(A.grad)
+
+
+class _Taps:
+    """The hooks on one pair of modules. A copy of them, as in a copy of the model, does nothing."""
+
+    def __init__(self, site, number):
+        self.site, self.number = site, number
+        self.pending = None
+
+    def __deepcopy__(self, memo):
+        return _Taps(None, -1)
+
+    def __reduce__(self):
+        return _Taps, (None, -1)
+
+    def register(self):
+        """Handles of the hooks."""
+        return [
+            self.site.lora_A.register_forward_hook(self.keep),
+            self.site.lora_B.register_forward_hook(self.tap),
+        ]
+
+    def keep(self, module, args, output):
+        """After lora_A: its input, as it was computed with."""
+        capture = _captures.get(self.number)
+        if capture is not None and output.requires_grad:
+            capture.called = True
+            X = _as_computed(args[0])
+            # Data that nothing computed: a loop may overwrite it with the next batch, before the step
+            borrowed = args[0].grad_fn is None and X.data_ptr() == args[0].data_ptr()
+            self.pending = (X, borrowed, output)
+
+    def tap(self, module, args, output):
+        """After lora_B: its output, passed on by a node that will see S."""
+        if self.pending is None or not output.requires_grad:
+            return None
+        (X, borrowed, between), self.pending = self.pending, None
+        if args[0] is not between:
+            raise RuntimeError(
+                f"`{self.site.name}`: lora_B was called on something else than the output of lora_A, so that their "
+                "product's gradient cannot be captured."
+            )
+        if getattr(module, "_is_replica", False):
+            raise RuntimeError(f"`{self.site.name}` is called by DataParallel. Use DistributedDataParallel.")
+        return _Tap.apply(output, X, borrowed, self)
+
+
+class _Tap(torch.autograd.Function):
+    """The identity on lora_B's output, which hands on S and X in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, output, X, borrowed, taps):
+        ctx.save_for_backward(X)
+        ctx.borrowed, ctx.taps = borrowed, taps
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx, S):
+        site, capture = ctx.taps.site, _captures.get(ctx.taps.number)
+        if capture is not None:
+            if torch.is_grad_enabled():
+                raise RuntimeError(
+                    f"`{site.name}`: a backward pass with create_graph=True can itself be differentiated, and what "
+                    "that adds to the gradient cannot be captured."
+                )
+            (X,) = ctx.saved_tensors
+            capture.collect(site.view, S, X, ctx.borrowed)
+        return S, None, None, None
+
+
+def size(grad):
+    """Frobenius norm of a gradient; on an accelerator a tensor still, so that nothing waits for it."""
+    if grad.is_cpu and grad.dtype in (torch.float32, torch.float64) and grad.is_contiguous():
+        entries = grad.numpy().ravel()  # NumPy's call costs less than torch's
+        return math.sqrt(np.dot(entries, entries))
+    return torch.linalg.vector_norm(grad, dtype=torch.float32 if grad.dtype.itemsize < 4 else None)
+
+
+def _ratio(after, before):
+    """after / before as a number; None where both are zero, and 1 where they are equal, infinity too."""
+    after, before = float(after), float(before)
+    if before == 0:
+        return None
+    return 1.0 if after == before else after / before
+
+
+def _as_computed(X):
+    """X as lora_A computes with it: autocast lowers its precision inside."""
+    kind = X.device.type
+    if X.dtype == torch.float32 and torch.is_autocast_enabled(kind):
+        X = X.to(torch.get_autocast_dtype(kind))
+    return X.detach()
+
+
+def _calling(capture, method):
+    """A hook that calls a method of the capture, as long as it lives."""
+    capture = weakref.ref(capture)
+
+    def hook(tensor):
+        alive = capture()
+        if alive is not None:
+            getattr(alive, method)(tensor)
+
+    return hook
+
+
+def _remove(handles):
+    for handle in handles:
+        handle.remove()

@@ -1,0 +1,175 @@
+"""The gradient with respect to B·A of one adapter, as it is accumulated: pairs of S and X, or their dense sum."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import functional as F
+from torch.nn.grad import conv1d_weight, conv2d_weight
+
+from lorsum.lowrank import LowRank
+
+__all__ = ["FORMS", "ConvolutionView", "Gradient", "LinearView", "half_to_single"]
+
+FORMS = ("auto", "pairs", "dense")
+
+
+class LinearView(NamedTuple):
+    """How the calls of a linear pair give S and X: one row a token."""
+
+    shape: tuple[int, int]
+
+    def rows(self, S):
+        """Number of rows of a call."""
+        return S.numel() // self.shape[0]
+
+    def pair(self, S, X):
+        """S and X as matrices, shapes (N, d_out) and (N, d_in)."""
+        return S.reshape(-1, self.shape[0]), X.reshape(-1, self.shape[1])
+
+    def product(self, S, X):
+        """SᵀX, shape (d_out, d_in)."""
+        S, X = self.pair(S, X)
+        return half_to_single(S).T @ half_to_single(X)
+
+
+class ConvolutionView(NamedTuple):
+    """How the calls of a convolutional pair give S and X: one row an output position, of which X holds the patch."""
+
+    shape: tuple[int, int]
+    conv: Any
+
+    def rows(self, S):
+        """Number of rows of a call."""
+        return S.numel() // self.shape[0]
+
+    def pair(self, S, X):
+        """S and X as matrices, shapes (N, d_out) and (N, d_in · kernel)."""
+        S, X, padding = self._batched(S, X)
+        dims = len(self.conv.kernel_size)
+        missing = (1,) * (2 - dims)  # F.unfold knows images only: a sequence is one of height 1
+        X = F.unfold(
+            X.reshape(*X.shape[:2], *missing, *X.shape[2:]),
+            missing + self.conv.kernel_size,
+            missing + self.conv.dilation,
+            (0,) * len(missing) + padding,
+            missing + self.conv.stride,
+        )
+        return S.flatten(2).mT.reshape(-1, self.shape[0]), X.mT.reshape(-1, self.shape[1])
+
+    def product(self, S, X):
+        """SᵀX, shape (d_out, d_in · kernel): the weight gradient of the convolution that B·A is; no patch is copied."""
+        S, X, padding = self._batched(S, X)
+        conv, size = self.conv, (self.shape[0], X.shape[1], *self.conv.kernel_size)
+        weight_gradient = conv1d_weight if len(conv.kernel_size) == 1 else conv2d_weight
+        G = weight_gradient(half_to_single(X), size, half_to_single(S), conv.stride, padding, conv.dilation)
+        return G.reshape(self.shape)
+
+    def _batched(self, S, X):
+        """Both with a batch dimension, X padded as far as the weight gradient does not know how to, and the padding."""
+        conv, dims = self.conv, len(self.conv.kernel_size)
+        if X.ndim == dims + 1:
+            S, X = S[None], X[None]
+        if conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
+            return S, X, conv.padding
+        mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+        return S, F.pad(X, conv._reversed_padding_repeated_twice, mode=mode), (0,) * dims
+
+
+class Gradient:
+    """A gradient Σ SᵀX that is added to call by call.
+
+    N rows of S and X are N (m + n) numbers, their sum m n: where the pairs would take more, and ``form`` is "auto",
+    the sum is kept.
+
+    Parameters
+    ----------
+    shape : pair of int
+        (m, n) = (d_out, d_in).
+    form : {"auto", "pairs", "dense"}
+        What is kept.
+    """
+
+    def __init__(self, shape, form="auto"):
+        self.shape, self.form = shape, form
+        self.pairs: list = []
+        self.dense: Any = None
+        self.noise: Any = 0.0  # a bound of the rounding errors of the dense sum
+
+    def __bool__(self):
+        return bool(self.pairs) or self.dense is not None
+
+    @property
+    def rows(self):
+        """Number of rows in the pairs."""
+        return sum(len(S) for S, _ in self.pairs)
+
+    @property
+    def nbytes(self):
+        """Bytes that are held, a storage that several tensors share being counted once."""
+        held = [self.dense] if self.dense is not None else [x for pair in self.pairs for x in pair]
+        storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in held}
+        return sum(storages.values())
+
+    def add(self, view, S, X, borrowed=False):
+        """Add SᵀX of one call; a borrowed X, which its owner may overwrite, is copied where it is kept."""
+        if self._stays_paired(view.rows(S)):
+            self.pairs.append(view.pair(S, X.clone() if borrowed else X))
+        else:
+            self._add_dense(view.product(S, X), _rounding(S, X))
+
+    def merge(self, other):
+        """Add another gradient, which is used up."""
+        if other.dense is not None:
+            self._add_dense(other.dense, other.noise)
+        elif self._stays_paired(other.rows):
+            self.pairs += other.pairs
+        else:
+            for pair in other.pairs:
+                self._add_dense(LinearView(self.shape).product(*pair), _rounding(*pair))
+        other.clear()
+
+    def scale(self, c):
+        """Multiply by a number."""
+        self.pairs = [(S * c, X) for S, X in self.pairs]
+        self.dense = None if self.dense is None else self.dense * c
+        self.noise = self.noise * abs(c)
+
+    def clear(self):
+        """Back to nothing."""
+        self.pairs, self.dense = [], None
+        self.noise = 0.0
+
+    def times(self, c):
+        """c Σ SᵀX in the precision to compute in: a LowRank(Sᵀ, Xᵀ), or a dense tensor."""
+        if self.dense is not None:
+            return self.dense if c == 1 else c * self.dense
+        S, X = (half_to_single(x[0] if len(x) == 1 else torch.cat(x)) for x in zip(*self.pairs, strict=True))
+        return LowRank((S if c == 1 else c * S).T, X.T)
+
+    def rounding(self):
+        """A bound of how much rounding may have changed the sum in autograd's arithmetic: Σ ε ‖S‖ ‖X‖."""
+        return self.noise + sum(_rounding(*pair) for pair in self.pairs)
+
+    def _stays_paired(self, rows):
+        if self.form != "auto" or self.dense is not None:
+            return self.form == "pairs"
+        m, n = self.shape
+        return (self.rows + rows) * (m + n) <= m * n
+
+    def _add_dense(self, G, noise):
+        for pair in self.pairs:
+            G += LinearView(self.shape).product(*pair)
+            noise = noise + _rounding(*pair)
+        self.pairs = []
+        self.noise = self.noise + noise
+        self.dense = G if self.dense is None else self.dense.add_(G)
+
+
+def _rounding(S, X):
+    sizes = [torch.linalg.vector_norm(x, dtype=torch.float32 if x.dtype.itemsize < 4 else None) for x in (S, X)]
+    return max(torch.finfo(x.dtype).eps for x in (S, X)) * sizes[0] * sizes[1]
+
+
+def half_to_single(x):
+    """Half precision as float32, everything else as it is."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
