@@ -187,6 +187,8 @@ class AdapterOptimizer(torch.optim.Optimizer):
     def _common_factors(self):
         """c of each adapter, by B; what is missing is an error here, before anything has changed."""
         captures = [capture for capture in self._captures.values() if capture.adapter.trained]
+        if not captures:
+            raise RuntimeError(f"all adapters of the optimizer are frozen: {', '.join(a.name for a in self.adapters)}.")
         for capture in captures:
             capture.adapter.check_unchanged()
             capture.check_complete()
