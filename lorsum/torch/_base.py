@@ -10,8 +10,9 @@ import torch
 from lorsum import optim
 from lorsum.torch import _bridge as bridge
 from lorsum.torch._adapters import adapters
-from lorsum.torch._capture import Capture
+from lorsum.torch._capture import Capture, Captured
 from lorsum.torch._check import check_against_autograd
+from lorsum.torch._distributed import Averaged, processes
 from lorsum.torch._gradient import FORMS
 
 __all__ = ["AdapterOptimizer"]
@@ -63,6 +64,14 @@ class AdapterOptimizer(torch.optim.Optimizer):
         not run, if its shape or parameters have changed, or if its gradients were changed by other than one common
         factor.
 
+    Attributes
+    ----------
+    adapters : list of Adapter
+        What the rule trains.
+    traffic : dict
+        By adapter, what the last step moved between processes: "rows" of S and X, the "sum" SᵀX, or thin "products",
+        and how many bytes each process sent. Empty in a single process.
+
     Notes
     -----
     ``clip_grad_norm_`` and ``GradScaler`` act on ``.grad``, which exists as always: the factor c that they multiply it
@@ -93,13 +102,15 @@ class AdapterOptimizer(torch.optim.Optimizer):
         rule = self.Rule(lr=lr, **options)
         self._others = _others_beside(rule) if others is None else _checked(others)
         self._form = "pairs" if isinstance(options.get("scale"), optim.KFAC) else gradient
+        self.process_group, self.traffic = process_group, {}
         self.seed = int(np.random.default_rng(rng).integers(2**62))
         self.debug = bool(debug)
         self._classes = {type(rule).__name__: type(rule), type(self._others).__name__: type(self._others)}
         self._captures: dict = {}  # by B
         self._partners: set = set()  # the A's
         self._rules: dict = {}  # by group number: the options that it was made of, and the rule
-        self._structures: dict = {}  # by parameter: the structure of its state, and what it depends on
+        self._states: dict = {}  # by parameter: what its state's structure depends on, and the state
+        self._numbers: dict = {}  # of the parameters, in the order of their first steps
         parts = [model] if isinstance(model, torch.nn.Module) else list(model)
         groups = [part if isinstance(part, dict) else {"params": part} for part in parts]
         super().__init__(groups, {"rule": type(rule).__name__, **_options(rule)})
@@ -121,7 +132,7 @@ class AdapterOptimizer(torch.optim.Optimizer):
             self._add_group([p for adapter in found for p in (adapter.A, adapter.B)], {**self.defaults, **given})
             for adapter in found:
                 adapter.name = _unused(adapter.name, {other.name for other in self.adapters})
-                self._captures[adapter.B] = Capture(adapter, self._form)
+                self._captures[adapter.B] = Capture(adapter, self._form, self.process_group)
                 self._partners.add(adapter.A)
         if rest:
             self._add_group(rest, {"rule": type(self._others).__name__, **_options(self._others), **given})
@@ -174,54 +185,67 @@ class AdapterOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        factors = self._common_factors()
+        gradients = self._gradients()
+        moved = []  # nothing changes before all have been computed
         for number, group in enumerate(self.param_groups):
             rule = self._rule(number, group)
             for p in group["params"]:
-                if p in factors:
-                    self._step_adapter(rule, self._captures[p], factors[p])
-                elif p not in self._partners and p not in self._captures and p.grad is not None:
-                    self._step_other(rule, p)
+                if p in self._captures:
+                    if self._captures[p].adapter.trained:
+                        moved.append(self._step_adapter(rule, self._captures[p], gradients))
+                elif p not in self._partners and p.grad is not None:
+                    moved.append(self._step_other(rule, p))
+        self._write(moved)
+        self.traffic = gradients.traffic
         return loss
 
-    def _common_factors(self):
-        """c of each adapter, by B; what is missing is an error here, before anything has changed."""
+    def _gradients(self):
+        """The gradients of all adapters; what is missing is an error here, before anything has changed."""
         captures = [capture for capture in self._captures.values() if capture.adapter.trained]
         if not captures:
             raise RuntimeError(f"all adapters of the optimizer are frozen: {', '.join(a.name for a in self.adapters)}.")
         for capture in captures:
             capture.adapter.check_unchanged()
             capture.check_complete()
-        return {capture.adapter.B: capture.common_factor() for capture in captures}
+        if processes(self.process_group) > 1:
+            return Averaged(captures, self.process_group)
+        return Captured(captures)
 
-    def _step_adapter(self, rule, capture, c):
+    def _step_adapter(self, rule, capture, gradients):
         adapter = capture.adapter
         with _named(adapter.name):
-            state = self._state_of(rule, adapter.B, adapter.matrix())
-            if self.debug or _is_power_of_two(state.count + 1):
-                check_against_autograd(adapter, capture.gradient, c)
-            G = bridge.gradient_for(rule, capture.gradient.times(c))
-            W, state = rule.step(bridge.to_arrays(adapter.matrix()), G, state)
-        bridge.write(adapter.B, W.U)
-        bridge.write(adapter.A, W.V.T)
-        bridge.update(self.state[adapter.B], state)
+            held = self._held(rule, adapter.B, adapter.matrix())
+            G = gradients.gradient(capture, rule)
+            if self.debug or (gradients.unchecked and _is_power_of_two(held.state.count + 1)):
+                check_against_autograd(adapter, G, capture.gradient.rounding() * gradients.factors[adapter.B])
+            W, state = rule.step(bridge.to_arrays(adapter.matrix()), G, held.state)
+        return (adapter.B, adapter.A), (W.U, W.V.T), held, state
 
     def _step_other(self, rule, p):
         with _named(f"a parameter of shape {tuple(p.shape)}"):
-            state = self._state_of(rule, p, p)
-            W, state = rule.step(bridge.to_arrays(p), bridge.to_arrays(p.grad), state)
-        bridge.write(p, W)
-        bridge.update(self.state[p], state)
+            held = self._held(rule, p, p)
+            W, state = rule.step(bridge.to_arrays(p), bridge.to_arrays(p.grad), held.state)
+        return (p,), (W,), held, state
 
-    def _state_of(self, rule, p, W):
-        """The rule's state of a parameter; what is not there yet as ``rule.init`` has it."""
+    def _held(self, rule, p, W):
+        """The state of a parameter; what is not there yet as ``rule.init`` has it."""
         kind = (type(rule), bool(getattr(rule, "momentum", True)))
-        if self._structures.get(p, (None,))[0] != kind:
-            rng = np.random.default_rng([self.seed, len(self._structures)])
-            state = rule.init(bridge.to_arrays(W), rng=rng)
-            self._structures[p] = kind, bridge.structure_of(state)
-            self.state[p] = {**bridge.to_tensors(state), **self.state[p]}
-        return bridge.from_tensors(self._structures[p][1], self.state[p])
+        was, held = self._states.get(p, (None, None))
+        if was != kind or not held.is_of(self.state[p]):
+            rng = np.random.default_rng([self.seed, self._numbers.setdefault(p, len(self._numbers))])
+            held = bridge.Held(rule.init(bridge.to_arrays(W), rng=rng), self.state[p])
+            self._states[p] = kind, held
+        return held
+
+    @staticmethod
+    def _write(moved):
+        targets, values = [], []
+        for parameters, arrays, held, state in moved:
+            for p, array in zip(parameters, arrays, strict=True):
+                targets.append(p)
+                values.append(bridge.to_tensor(array).reshape(p.shape))
+            held.update(state)
+        torch._foreach_copy_(targets, values)
 
     def _rule(self, number, group):
         """The rule of a group, with the options that it has now."""

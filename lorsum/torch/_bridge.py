@@ -1,7 +1,5 @@
 """From tensors to what the rules compute on, and back: on the CPU NumPy views, which lorsum's kernels take."""
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 
@@ -11,7 +9,7 @@ from lorsum.torch._gradient import half_to_single
 
 SMALL = 2**16  # numbers in a dense gradient, from which multiplying by an identity costs more than it saves
 
-__all__ = ["from_tensors", "gradient_for", "structure_of", "to_arrays", "to_tensors", "update", "write"]
+__all__ = ["Held", "gradient_for", "to_arrays", "to_tensor"]
 
 
 def to_arrays(x):
@@ -42,73 +40,61 @@ def gradient_for(rule, gradient):
     return LowRank._of(eye, G.T) if m <= n else LowRank._of(G, eye)
 
 
-def write(target, array):
-    """Copy an array into a parameter, in the parameter's own shape and dtype."""
-    array = torch.from_numpy(array) if isinstance(array, np.ndarray) else array
-    target.copy_(array.reshape(target.shape))
+def to_tensor(array):
+    """An array of a rule as a tensor, without a copy."""
+    return torch.from_numpy(array) if isinstance(array, np.ndarray) else array
 
 
-def to_tensors(state):
-    """The arrays and counts in a rule's state, by their place in it: ``{"step": …, "M.U": …, "M.V": …}``."""
-    return {place: _tensor(leaf) for place, leaf in _leaves(state)}
+class Held:
+    """The state of a rule for one parameter, whose numbers live in tensors: ``{"step": …, "M.U": …, "M.V": …}``.
 
+    Parameters
+    ----------
+    state : named tuple
+        As ``rule.init`` gives it.
+    tensors : dict
+        Tensors by name; those that are there already are taken in place of the state's numbers.
+    """
 
-def structure_of(state):
-    """A rule's state with places in place of its arrays and counts."""
-    return _mapped(state, lambda place, leaf: _Place(place, isinstance(leaf, int)))
+    def __init__(self, state, tensors):
+        self.tensors, self.names = tensors, list[str]()
 
+        def held(place, leaf):
+            if place not in tensors:
+                # In the layout of the array: what was saved and loaded is then computed with alike
+                tensors[place] = torch.tensor(leaf) if isinstance(leaf, int) else to_tensor(leaf).clone()
+            self.names.append(place)
+            return int(tensors[place]) if isinstance(leaf, int) else to_arrays(tensors[place])
 
-def from_tensors(structure, tensors):
-    """The state of a rule, of this structure, with the values that :func:`to_tensors` or :func:`update` left."""
+        self.state = _mapped(state, held)
+        self.parts = tuple(tensors[name] for name in self.names)
 
-    def value(_, leaf):
-        return int(tensors[leaf.name]) if leaf.counts else to_arrays(tensors[leaf.name])
+    def is_of(self, tensors):
+        """True if these are the tensors, so that ``state`` is still a view of them."""
+        return tensors is self.tensors and all(tensors.get(n) is x for n, x in zip(self.names, self.parts, strict=True))
 
-    return _mapped(structure, value)
-
-
-def update(tensors, state):
-    """Put a rule's new state into the tensors of its old one."""
-    for place, leaf in _leaves(state):
-        if isinstance(leaf, int):
-            tensors[place].fill_(leaf)
-        else:
-            write(tensors[place], leaf)
-
-
-class _Place(NamedTuple):
-    name: str
-    counts: bool
-
-
-def _leaves(state):
-    found = []
-    _mapped(state, lambda place, leaf: found.append((place, leaf)))
-    return found
+    def update(self, state):
+        """Take a rule's new state."""
+        new: list = []
+        _mapped(state, lambda place, leaf: new.append(leaf))
+        for tensor, leaf in zip(self.parts, new, strict=True):
+            if isinstance(leaf, int):
+                tensor.fill_(leaf)
+            else:
+                tensor.copy_(to_tensor(leaf))
+        self.state = self.state._replace(count=state.count)
 
 
 def _mapped(x, f, place=""):
     """The tree of named tuples, tuples and low-rank matrices with f(place, leaf) for its leaves."""
     if x is None:
         return None
-
-    def part(name, x):
-        name = "step" if name == "count" else name  # which torch knows: it leaves a step on the CPU
-        return _mapped(x, f, f"{place}.{name}" if place else name)
-
-    if isinstance(x, _Place):
-        return f(place, x)
     if isinstance(x, LowRank):
-        return LowRank._of(part("U", x.U), part("V", x.V))
-    if hasattr(x, "_asdict"):
-        return type(x)(**{name: part(name, value) for name, value in x._asdict().items()})
+        return LowRank._of(_mapped(x.U, f, place + ".U"), _mapped(x.V, f, place + ".V"))
     if isinstance(x, tuple):
-        return tuple(part(str(i), value) for i, value in enumerate(x))
-    return f(place, x)
-
-
-def _tensor(leaf):
-    """A tensor of its own, in the layout of the array: what was saved and loaded is then computed with alike."""
-    if isinstance(leaf, int):
-        return torch.tensor(leaf)
-    return (torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf).clone()
+        names = getattr(x, "_fields", range(len(x)))
+        parts = [
+            _mapped(part, f, f"{place}.{name}" if place else str(name)) for name, part in zip(names, x, strict=True)
+        ]
+        return type(x)(*parts) if hasattr(x, "_fields") else tuple(parts)
+    return f("step" if place == "count" else place, x)  # a step torch leaves on the CPU, when it loads

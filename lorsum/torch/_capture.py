@@ -12,9 +12,11 @@ import weakref
 import numpy as np
 import torch
 
+from lorsum.torch import _bridge as bridge
+from lorsum.torch._distributed import processes
 from lorsum.torch._gradient import Gradient
 
-__all__ = ["Capture"]
+__all__ = ["Capture", "Captured"]
 
 _numbers = itertools.count()
 _captures: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
@@ -29,6 +31,8 @@ class Capture:
         What to watch.
     form : {"auto", "pairs", "dense"}
         See :class:`lorsum.torch._gradient.Gradient`.
+    process_group : ProcessGroup, optional
+        Over which ``.grad`` is averaged, where torch.distributed is initialised.
 
     Attributes
     ----------
@@ -36,8 +40,8 @@ class Capture:
         Of all backward passes since B.grad was None.
     """
 
-    def __init__(self, adapter, form="auto"):
-        self.adapter, self.form = adapter, form
+    def __init__(self, adapter, form="auto", process_group=None):
+        self.adapter, self.form, self.process_group = adapter, form, process_group
         self.gradient = Gradient(adapter.shape, form)
         self.called = False  # with gradients, since they were cleared
         self._staged: dict = {}  # by backward pass: what has arrived, but is not yet in B.grad
@@ -70,7 +74,7 @@ class Capture:
         """An error that says what is missing, where there is no gradient."""
         A, B, name = self.adapter.A, self.adapter.B, self.adapter.name
         if A.grad is not None and B.grad is not None:
-            if not self.gradient:
+            if not self.gradient and processes(self.process_group) == 1:
                 raise RuntimeError(
                     f"`{name}` has .grad, but no call of it was captured: its weights were used in another way than "
                     "lora_B(lora_A(x)), or the gradient was set by hand."
@@ -114,10 +118,10 @@ class Capture:
         if grad is None:
             self.gradient.clear()
         elif self._sizes[1] is not None:
-            c = _ratio(size(grad), self._sizes[1])  # 0 where .grad was zeroed in place
-            if c == 0:
+            c = _ratio(size(grad), self._sizes[1])
+            if c == 0:  # zeroed in place
                 self.gradient.clear()
-            elif c is not None and c != 1:
+            elif c is not None and processes(self.process_group) == 1:  # else averaging has changed it
                 self.gradient.scale(c)
 
     def _after_B(self, B):
@@ -128,6 +132,20 @@ class Capture:
 
     def _after_A(self, A):
         self._sizes[0] = size(A.grad)
+
+
+class Captured:
+    """The gradients of all adapters in a single process."""
+
+    unchecked = True
+
+    def __init__(self, captures):
+        self.traffic: dict = {}
+        self.factors = {capture.adapter.B: capture.common_factor() for capture in captures}
+
+    def gradient(self, capture, rule):
+        """c G as the rule takes it."""
+        return bridge.gradient_for(rule, capture.gradient.times(self.factors[capture.adapter.B]))
 
 
 class _Taps:

@@ -130,6 +130,8 @@ class Gradient:
 
     def scale(self, c):
         """Multiply by a number."""
+        if c == 1:
+            return
         self.pairs = [(S * c, X) for S, X in self.pairs]
         self.dense = None if self.dense is None else self.dense * c
         self.noise = self.noise * abs(c)
