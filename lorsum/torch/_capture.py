@@ -1,11 +1,9 @@
-"""Capture of X and S: hooks that collect, in any training loop, the exact gradient with respect to B·A.
+"""Capture: the exact gradient with respect to B·A of an adapter, in any training loop.
 
-A pair is taken where autograd takes its own: X is saved for the backward pass as autograd saves it (so that activation
-checkpointing drops and recomputes it), S arrives there. It counts once autograd has added to B.grad, and lives as long:
-where ``.grad`` is None again the gradient starts anew, and a backward pass that leaves ``.grad`` alone leaves no pair.
+What arrives counts once autograd has added to B.grad, and lives as long: where ``.grad`` is None again the gradient
+starts anew, and a backward pass that leaves ``.grad`` alone leaves nothing.
 """
 
-import itertools
 import math
 import weakref
 
@@ -15,11 +13,9 @@ import torch
 from lorsum.torch import _bridge as bridge
 from lorsum.torch._distributed import processes
 from lorsum.torch._gradient import Gradient
+from lorsum.torch._taps import Taps
 
 __all__ = ["Capture", "Captured"]
-
-_numbers = itertools.count()
-_captures: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
 
 class Capture:
@@ -46,9 +42,7 @@ class Capture:
         self.called = False  # with gradients, since they were cleared
         self._staged: dict = {}  # by backward pass: what has arrived, but is not yet in B.grad
         self._sizes = [None, None]  # ‖A.grad‖ and ‖B.grad‖ after the last backward pass, with the tensors' versions
-        number = next(_numbers)
-        _captures[number] = self
-        handles = [handle for site in adapter.sites for handle in _Taps(site, number).register()]
+        handles = [handle for site in adapter.sites for handle in Taps(site, self).register()]
         handles += [
             adapter.B.register_hook(_calling(self, "_before_accumulation")),
             adapter.B.register_post_accumulate_grad_hook(_calling(self, "_after_B")),
@@ -77,7 +71,8 @@ class Capture:
             if not self.gradient and processes(self.process_group) == 1:
                 raise RuntimeError(
                     f"`{name}` has .grad, but no call of it was captured: its weights were used in another way than "
-                    "lora_B(lora_A(x)), or the gradient was set by hand."
+                    "lora_B(lora_A(x)), the gradient was set by hand, or compiled code ran before the optimizer was "
+                    "made (call torch.compiler.reset())."
                 )
         elif self.called:
             raise RuntimeError(f"`{name}` has no gradient: it was called, but no backward pass has reached it.")
@@ -148,74 +143,6 @@ class Captured:
         return bridge.gradient_for(rule, capture.gradient.times(self.factors[capture.adapter.B]))
 
 
-class _Taps:
-    """The hooks on one pair of modules. A copy of them, as in a copy of the model, does nothing."""
-
-    def __init__(self, site, number):
-        self.site, self.number = site, number
-        self.pending = None
-
-    def __deepcopy__(self, memo):
-        return _Taps(None, -1)
-
-    def __reduce__(self):
-        return _Taps, (None, -1)
-
-    def register(self):
-        """Handles of the hooks."""
-        return [
-            self.site.lora_A.register_forward_hook(self.keep),
-            self.site.lora_B.register_forward_hook(self.tap),
-        ]
-
-    def keep(self, module, args, output):
-        """After lora_A: its input, as it was computed with."""
-        capture = _captures.get(self.number)
-        if capture is not None and output.requires_grad:
-            capture.called = True
-            X = _as_computed(args[0])
-            # Data that nothing computed: a loop may overwrite it with the next batch, before the step
-            borrowed = args[0].grad_fn is None and X.data_ptr() == args[0].data_ptr()
-            self.pending = (X, borrowed, output)
-
-    def tap(self, module, args, output):
-        """After lora_B: its output, passed on by a node that will see S."""
-        if self.pending is None or not output.requires_grad:
-            return None
-        (X, borrowed, between), self.pending = self.pending, None
-        if args[0] is not between:
-            raise RuntimeError(
-                f"`{self.site.name}`: lora_B was called on something else than the output of lora_A, so that their "
-                "product's gradient cannot be captured."
-            )
-        if getattr(module, "_is_replica", False):
-            raise RuntimeError(f"`{self.site.name}` is called by DataParallel. Use DistributedDataParallel.")
-        return _Tap.apply(output, X, borrowed, self)
-
-
-class _Tap(torch.autograd.Function):
-    """The identity on lora_B's output, which hands on S and X in the backward pass."""
-
-    @staticmethod
-    def forward(ctx, output, X, borrowed, taps):
-        ctx.save_for_backward(X)
-        ctx.borrowed, ctx.taps = borrowed, taps
-        return output.view_as(output)
-
-    @staticmethod
-    def backward(ctx, S):
-        site, capture = ctx.taps.site, _captures.get(ctx.taps.number)
-        if capture is not None:
-            if torch.is_grad_enabled():
-                raise RuntimeError(
-                    f"`{site.name}`: a backward pass with create_graph=True can itself be differentiated, and what "
-                    "that adds to the gradient cannot be captured."
-                )
-            (X,) = ctx.saved_tensors
-            capture.collect(site.view, S, X, ctx.borrowed)
-        return S, None, None, None
-
-
 def size(grad):
     """Frobenius norm of a gradient; on an accelerator a tensor still, so that nothing waits for it."""
     if grad.is_cpu and grad.dtype in (torch.float32, torch.float64) and grad.is_contiguous():
@@ -230,14 +157,6 @@ def _ratio(after, before):
     if before == 0:
         return None
     return 1.0 if after == before else after / before
-
-
-def _as_computed(X):
-    """X as lora_A computes with it: autocast lowers its precision inside."""
-    kind = X.device.type
-    if X.dtype == torch.float32 and torch.is_autocast_enabled(kind):
-        X = X.to(torch.get_autocast_dtype(kind))
-    return X.detach()
 
 
 def _calling(capture, method):

@@ -110,10 +110,10 @@ class Gradient:
         storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in held}
         return sum(storages.values())
 
-    def add(self, view, S, X, borrowed=False):
-        """Add SᵀX of one call; a borrowed X, which its owner may overwrite, is copied where it is kept."""
+    def add(self, view, S, X, borrowed=""):
+        """Add SᵀX of one call; those of "S" and "X" that are borrowed are copied where they are kept."""
         if self._stays_paired(view.rows(S)):
-            self.pairs.append(view.pair(S, X.clone() if borrowed else X))
+            self.pairs.append(view.pair(S.clone() if "S" in borrowed else S, X.clone() if "X" in borrowed else X))
         else:
             self._add_dense(view.product(S, X), _rounding(S, X))
 
