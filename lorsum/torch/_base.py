@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import weakref
 from contextlib import contextmanager
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from lorsum import optim
 from lorsum.torch import _bridge as bridge
 from lorsum.torch._adapters import adapters
+from lorsum.torch._ahead import Ahead, stepped
 from lorsum.torch._capture import Capture, Captured
 from lorsum.torch._check import check_against_autograd
 from lorsum.torch._distributed import Averaged, processes
@@ -41,8 +43,9 @@ class AdapterOptimizer(torch.optim.Optimizer):
         What is kept of an adapter's gradient until the step: N token rows of S and X, N (d_in + d_out) numbers; their
         sum SᵀX, d_in · d_out numbers; "auto" what is smaller. Pairs make a step cheaper where N is large.
     overlap : bool
-        Start an adapter's step as soon as its gradient is there, beside the rest of the backward pass. The results are
-        the same; what clipping, unscaling, further backward passes or a new learning rate make invalid is done again.
+        Start an adapter's step as soon as its gradient is there, in a thread beside the rest of the backward pass. The
+        results are the same: what clipping, unscaling, further backward passes or a new learning rate make invalid is
+        computed again in ``step``, so that this is for loops without them. Several processes start in ``step``.
     process_group : torch.distributed.ProcessGroup, optional
         Over which gradients are averaged, as ``DistributedDataParallel`` averages ``.grad``; default: all processes,
         where torch.distributed is initialised.
@@ -106,11 +109,13 @@ class AdapterOptimizer(torch.optim.Optimizer):
         self.seed = int(np.random.default_rng(rng).integers(2**62))
         self.debug = bool(debug)
         self._classes = {type(rule).__name__: type(rule), type(self._others).__name__: type(self._others)}
+        self._ahead = Ahead() if overlap else None
+        self._group_of: dict = {}  # by parameter: the number of its group, and its own
+        self._number_of: dict = {}
         self._captures: dict = {}  # by B
         self._partners: set = set()  # the A's
         self._rules: dict = {}  # by group number: the options that it was made of, and the rule
         self._states: dict = {}  # by parameter: what its state's structure depends on, and the state
-        self._numbers: dict = {}  # of the parameters, in the order of their first steps
         parts = [model] if isinstance(model, torch.nn.Module) else list(model)
         groups = [part if isinstance(part, dict) else {"params": part} for part in parts]
         super().__init__(groups, {"rule": type(rule).__name__, **_options(rule)})
@@ -132,7 +137,10 @@ class AdapterOptimizer(torch.optim.Optimizer):
             self._add_group([p for adapter in found for p in (adapter.A, adapter.B)], {**self.defaults, **given})
             for adapter in found:
                 adapter.name = _unused(adapter.name, {other.name for other in self.adapters})
-                self._captures[adapter.B] = Capture(adapter, self._form, self.process_group)
+                capture = Capture(adapter, self._form, self.process_group)
+                if self._ahead is not None:
+                    capture.listener = _calling(self, "_start")
+                self._captures[adapter.B] = capture
                 self._partners.add(adapter.A)
         if rest:
             self._add_group(rest, {"rule": type(self._others).__name__, **_options(self._others), **given})
@@ -140,6 +148,8 @@ class AdapterOptimizer(torch.optim.Optimizer):
     def _add_group(self, params, options):
         _made(self._classes, options)
         super().add_param_group({"params": params, **options})
+        for p in params:
+            self._group_of[p], self._number_of[p] = len(self.param_groups) - 1, len(self._number_of)
         group = self.param_groups[-1]
         for name in set(group) - set(options) - {"params"}:
             del group[name]  # defaults of the adapters' rule, which torch fills in
@@ -216,10 +226,26 @@ class AdapterOptimizer(torch.optim.Optimizer):
         with _named(adapter.name):
             held = self._held(rule, adapter.B, adapter.matrix())
             G = gradients.gradient(capture, rule)
-            if self.debug or (gradients.unchecked and _is_power_of_two(held.state.count + 1)):
+            if self._is_checked(capture, held.state.count + 1) and (self.debug or gradients.unchecked):
                 check_against_autograd(adapter, G, capture.gradient.rounding() * gradients.factors[adapter.B])
-            W, state = rule.step(bridge.to_arrays(adapter.matrix()), G, held.state)
+            done = self._ahead and self._ahead.take(rule, capture, gradients.factors[adapter.B])
+            W, state = done or stepped(rule, adapter, G, held.state)
         return (adapter.B, adapter.A), (W.U, W.V.T), held, state
+
+    def _is_checked(self, capture, step):
+        """True for steps 1, 2, 4, 8, …, or all of them; not where the weights are no longer those of ``.grad``."""
+        return (self.debug or step & (step - 1) == 0) and capture.weights_are_those_of_grad()
+
+    @torch.no_grad()
+    def _start(self, capture):
+        """Begin the step of an adapter, in the backward pass."""
+        if processes(self.process_group) > 1:
+            return  # the gradient is not known before that of the other processes is
+        adapter, number = capture.adapter, self._group_of[capture.adapter.B]
+        with _named(adapter.name):
+            rule = self._rule(number, self.param_groups[number])
+            assert self._ahead is not None
+            self._ahead.start(rule, capture, self._held(rule, adapter.B, adapter.matrix()).state)
 
     def _step_other(self, rule, p):
         with _named(f"a parameter of shape {tuple(p.shape)}"):
@@ -232,7 +258,7 @@ class AdapterOptimizer(torch.optim.Optimizer):
         kind = (type(rule), bool(getattr(rule, "momentum", True)))
         was, held = self._states.get(p, (None, None))
         if was != kind or not held.is_of(self.state[p]):
-            rng = np.random.default_rng([self.seed, self._numbers.setdefault(p, len(self._numbers))])
+            rng = np.random.default_rng([self.seed, self._number_of[p]])
             held = bridge.Held(rule.init(bridge.to_arrays(W), rng=rng), self.state[p])
             self._states[p] = kind, held
         return held
@@ -330,8 +356,10 @@ def _unused(name, taken):
     return next(candidate for candidate in numbered if candidate not in taken)
 
 
-def _is_power_of_two(n):
-    return n & (n - 1) == 0
+def _calling(optimizer, method):
+    """A listener that keeps no optimizer alive."""
+    optimizer = weakref.ref(optimizer)
+    return lambda capture: getattr(optimizer(), method)(capture)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ starts anew, and a backward pass that leaves ``.grad`` alone leaves nothing.
 
 import math
 import weakref
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -40,8 +41,10 @@ class Capture:
         self.adapter, self.form, self.process_group = adapter, form, process_group
         self.gradient = Gradient(adapter.shape, form)
         self.called = False  # with gradients, since they were cleared
+        self.listener: Callable = _nobody  # is told when the gradient has changed
         self._staged: dict = {}  # by backward pass: what has arrived, but is not yet in B.grad
-        self._sizes = [None, None]  # ‖A.grad‖ and ‖B.grad‖ after the last backward pass, with the tensors' versions
+        self._weights: tuple = ()  # versions of A and B in the last backward pass
+        self._sizes = [None, None]  # ‖A.grad‖ and ‖B.grad‖ after it
         handles = [handle for site in adapter.sites for handle in Taps(site, self).register()]
         handles += [
             adapter.B.register_hook(_calling(self, "_before_accumulation")),
@@ -108,6 +111,10 @@ class Capture:
             )
         return ratios[-1]
 
+    def weights_are_those_of_grad(self):
+        """False if A or B was changed after the backward pass."""
+        return self._weights == (self.adapter.A._version, self.adapter.B._version)
+
     def _before_accumulation(self, _):
         grad = self.adapter.B.grad
         if grad is None:
@@ -121,9 +128,10 @@ class Capture:
 
     def _after_B(self, B):
         staged = self._staged.pop(torch._C._current_graph_task_id(), None)
+        self._sizes[1], self._weights = size(B.grad), (self.adapter.A._version, B._version)
         if staged is not None:
             self.gradient.merge(staged)
-        self._sizes[1] = size(B.grad)
+            self.listener(self)
 
     def _after_A(self, A):
         self._sizes[0] = size(A.grad)
@@ -141,6 +149,10 @@ class Captured:
     def gradient(self, capture, rule):
         """c G as the rule takes it."""
         return bridge.gradient_for(rule, capture.gradient.times(self.factors[capture.adapter.B]))
+
+
+def _nobody(capture):
+    pass
 
 
 def size(grad):
