@@ -55,6 +55,7 @@ class Adapter:
         self.name = self.sites[0].name
         self.A, self.B = self.sites[0].lora_A.weight, self.sites[0].lora_B.weight
         self.shape, self.rank = self.sites[0].view.shape, self.B.shape[1]
+        self._shapes = self.A.shape, self.B.shape
         if self.rank > min(self.shape):
             m, n = self.shape
             raise ValueError(f"`{self.name}` has rank {self.rank}, above min(d_out, d_in) = {min(m, n)} of {m} × {n}.")
@@ -81,9 +82,8 @@ class Adapter:
                         f"`{site.name}`: the weight of lora_{letter} is another parameter than when the optimizer was "
                         "made; make the optimizer anew."
                     )
-        m, n = self.shape
-        shapes = (self.B.shape[0], self.B.shape[1], self.A.shape[0], self.A[0].numel())
-        if shapes != (m, self.rank, self.rank, n):
+        if self._shapes != (self.A.shape, self.B.shape):
+            m, n = self.shape
             raise RuntimeError(
                 f"`{self.name}` was {m} × {n} of rank {self.rank} when the optimizer was made; now lora_B is "
                 f"{tuple(self.B.shape)} and lora_A {tuple(self.A.shape)}. Make the optimizer anew."

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 
 from lorsum.torch import _bridge as bridge
@@ -9,9 +10,13 @@ from lorsum.torch import _bridge as bridge
 __all__ = ["Ahead", "stepped"]
 
 
-def stepped(rule, adapter, G, state):
-    """The rule's new matrix and state."""
-    return rule.step(bridge.to_arrays(adapter.matrix()), G, state)
+def stepped(rule, W, G, state):
+    """The rule's new matrix and state.
+
+    BLAS kernels set flags for numbers beside the matrices, which NumPy warns of; what is not finite the rule refuses.
+    """
+    with np.errstate(all="ignore"):
+        return rule.step(W, G, state)
 
 
 class Ahead:
@@ -21,13 +26,13 @@ class Ahead:
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="lorsum")
         self.started: dict = {}  # by B: what the step was computed from, and its future
 
-    def start(self, rule, capture, state):
+    def start(self, rule, capture, W, state):
         """Begin the step of an adapter whose gradient has arrived."""
         B = capture.adapter.B
         if B in self.started:
             self.started[B][1].cancel()
         G = bridge.gradient_for(rule, capture.gradient.times(1.0))
-        self.started[B] = _basis(rule, capture), self.thread.submit(_stepped, rule, capture.adapter, G, state)
+        self.started[B] = _basis(rule, capture), self.thread.submit(_stepped, rule, W, G, state)
 
     def take(self, rule, capture, c):
         """The new matrix and state, or None if they must be computed anew."""
@@ -41,10 +46,10 @@ class Ahead:
 
 
 @torch.no_grad()
-def _stepped(rule, adapter, G, state):
-    return stepped(rule, adapter, G, state)
+def _stepped(rule, W, G, state):
+    return stepped(rule, W, G, state)
 
 
 def _basis(rule, capture):
     """What a step depends on: the options, the gradient, and the weights."""
-    return rule, capture.gradient.changes, capture.adapter.A._version, capture.adapter.B._version
+    return rule, capture.gradient, capture.gradient.changes, capture.adapter.A._version, capture.adapter.B._version

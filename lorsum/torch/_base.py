@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import weakref
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from lorsum.torch._capture import Capture, Captured
 from lorsum.torch._check import check_against_autograd
 from lorsum.torch._distributed import Averaged, processes
 from lorsum.torch._gradient import FORMS
+from lorsum.torch._others import Others, kind_of, named
 
 __all__ = ["AdapterOptimizer"]
 
@@ -113,9 +113,9 @@ class AdapterOptimizer(torch.optim.Optimizer):
         self._group_of: dict = {}  # by parameter: the number of its group, and its own
         self._number_of: dict = {}
         self._captures: dict = {}  # by B
-        self._partners: set = set()  # the A's
         self._rules: dict = {}  # by group number: the options that it was made of, and the rule
-        self._states: dict = {}  # by parameter: what its state's structure depends on, and the state
+        self._states: dict = {}  # by B: what its state's structure depends on, and the state
+        self._other_steps: dict = {}  # by group
         parts = [model] if isinstance(model, torch.nn.Module) else list(model)
         groups = [part if isinstance(part, dict) else {"params": part} for part in parts]
         super().__init__(groups, {"rule": type(rule).__name__, **_options(rule)})
@@ -141,7 +141,6 @@ class AdapterOptimizer(torch.optim.Optimizer):
                 if self._ahead is not None:
                     capture.listener = _calling(self, "_start")
                 self._captures[adapter.B] = capture
-                self._partners.add(adapter.A)
         if rest:
             self._add_group(rest, {"rule": type(self._others).__name__, **_options(self._others), **given})
 
@@ -199,12 +198,11 @@ class AdapterOptimizer(torch.optim.Optimizer):
         moved = []  # nothing changes before all have been computed
         for number, group in enumerate(self.param_groups):
             rule = self._rule(number, group)
-            for p in group["params"]:
-                if p in self._captures:
-                    if self._captures[p].adapter.trained:
-                        moved.append(self._step_adapter(rule, self._captures[p], gradients))
-                elif p not in self._partners and p.grad is not None:
-                    moved.append(self._step_other(rule, p))
+            inside = [self._captures[p] for p in group["params"] if p in self._captures]
+            moved += [self._step_adapter(rule, c, gradients) for c in inside if c.adapter.trained]
+            if not inside:
+                with_gradient = [p for p in group["params"] if p.grad is not None]
+                moved += self._step_others(number, rule, with_gradient) if with_gradient else []
         self._write(moved)
         self.traffic = gradients.traffic
         return loss
@@ -223,14 +221,15 @@ class AdapterOptimizer(torch.optim.Optimizer):
 
     def _step_adapter(self, rule, capture, gradients):
         adapter = capture.adapter
-        with _named(adapter.name):
-            held = self._held(rule, adapter.B, adapter.matrix())
-            G = gradients.gradient(capture, rule)
+        with named(f"`{adapter.name}`"):
+            slots = bridge.slots_of(adapter)
+            W, G = bridge.matrix_in(slots), gradients.gradient(capture, rule)
+            held, c = self._held(rule, adapter.B, W), gradients.factors[adapter.B]
             if self._is_checked(capture, held.state.count + 1) and (self.debug or gradients.unchecked):
-                check_against_autograd(adapter, G, capture.gradient.rounding() * gradients.factors[adapter.B])
-            done = self._ahead and self._ahead.take(rule, capture, gradients.factors[adapter.B])
-            W, state = done or stepped(rule, adapter, G, held.state)
-        return (adapter.B, adapter.A), (W.U, W.V.T), held, state
+                check_against_autograd(adapter, G, capture.gradient.rounding() * c)
+            done = None if self._ahead is None else self._ahead.take(rule, capture, c)
+            W, state = stepped(rule, W, G, held.state) if done is None else done
+        return slots, (W.U, W.V.T), held, state
 
     def _is_checked(self, capture, step):
         """True for steps 1, 2, 4, 8, …, or all of them; not where the weights are no longer those of ``.grad``."""
@@ -242,36 +241,34 @@ class AdapterOptimizer(torch.optim.Optimizer):
         if processes(self.process_group) > 1:
             return  # the gradient is not known before that of the other processes is
         adapter, number = capture.adapter, self._group_of[capture.adapter.B]
-        with _named(adapter.name):
+        with named(f"`{adapter.name}`"):
             rule = self._rule(number, self.param_groups[number])
             assert self._ahead is not None
-            self._ahead.start(rule, capture, self._held(rule, adapter.B, adapter.matrix()).state)
+            W = bridge.matrix_in(bridge.slots_of(adapter))
+            self._ahead.start(rule, capture, W, self._held(rule, adapter.B, W).state)
 
-    def _step_other(self, rule, p):
-        with _named(f"a parameter of shape {tuple(p.shape)}"):
-            held = self._held(rule, p, p)
-            W, state = rule.step(bridge.to_arrays(p), bridge.to_arrays(p.grad), held.state)
-        return (p,), (W,), held, state
+    def _step_others(self, number, rule, parameters):
+        others = self._other_steps.get(number)
+        if others is None or not others.are(rule, parameters, self.state):
+            others = self._other_steps[number] = Others(rule, parameters, self.state)
+        return others.stepped(rule)
 
     def _held(self, rule, p, W):
         """The state of a parameter; what is not there yet as ``rule.init`` has it."""
-        kind = (type(rule), bool(getattr(rule, "momentum", True)))
         was, held = self._states.get(p, (None, None))
-        if was != kind or not held.is_of(self.state[p]):
+        if was != kind_of(rule) or not held.is_of(self.state[p]):
             rng = np.random.default_rng([self.seed, self._number_of[p]])
-            held = bridge.Held(rule.init(bridge.to_arrays(W), rng=rng), self.state[p])
-            self._states[p] = kind, held
+            held = bridge.Held(rule.init(W, rng=rng), self.state[p])
+            self._states[p] = kind_of(rule), held
         return held
 
     @staticmethod
     def _write(moved):
-        targets, values = [], []
-        for parameters, arrays, held, state in moved:
-            for p, array in zip(parameters, arrays, strict=True):
-                targets.append(p)
-                values.append(bridge.to_tensor(array).reshape(p.shape))
+        for slots, values, held, state in moved:
+            for slot, value in zip(slots, values, strict=True):
+                slot.put(value)
             held.update(state)
-        torch._foreach_copy_(targets, values)
+        torch.autograd.graph.increment_version([slot.p for slots, *_ in moved for slot in slots])
 
     def _rule(self, number, group):
         """The rule of a group, with the options that it has now."""
@@ -360,13 +357,3 @@ def _calling(optimizer, method):
     """A listener that keeps no optimizer alive."""
     optimizer = weakref.ref(optimizer)
     return lambda capture: getattr(optimizer(), method)(capture)
-
-
-@contextmanager
-def _named(name):
-    """Errors of a rule with the name of what it was stepping."""
-    try:
-        yield
-    except Exception as error:
-        error.add_note(f"in the step of `{name}`")
-        raise

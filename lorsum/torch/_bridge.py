@@ -1,5 +1,7 @@
 """From tensors to what the rules compute on, and back: on the CPU NumPy views, which lorsum's kernels take."""
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -9,7 +11,7 @@ from lorsum.torch._gradient import half_to_single
 
 SMALL = 2**16  # numbers in a dense gradient, from which multiplying by an identity costs more than it saves
 
-__all__ = ["Held", "gradient_for", "to_arrays", "to_tensor"]
+__all__ = ["Held", "Slot", "gradient_for", "mapped", "matrix_in", "slots_of", "to_arrays", "to_tensor"]
 
 
 def to_arrays(x):
@@ -19,7 +21,7 @@ def to_arrays(x):
     """
     if isinstance(x, LowRank):
         return LowRank._of(to_arrays(x.U), to_arrays(x.V))
-    x = half_to_single(x.detach())
+    x = half_to_single(x.detach() if x.requires_grad else x)
     return x.numpy() if x.is_cpu else x
 
 
@@ -40,6 +42,35 @@ def gradient_for(rule, gradient):
     return LowRank._of(eye, G.T) if m <= n else LowRank._of(G, eye)
 
 
+class Slot:
+    """A parameter as an array to read from, and to put new values into; its tensor's version must then be raised."""
+
+    def __init__(self, p):
+        self.p, x = p, p.detach()
+        self.direct = x.is_cpu and x.dtype in (torch.float32, torch.float64)
+        self.array = x.numpy() if self.direct else to_arrays(x)
+
+    def put(self, values):
+        """Copy values of any shape with as many numbers."""
+        if self.direct:
+            np.copyto(self.array, values.reshape(self.array.shape))
+        else:
+            self.p.copy_(to_tensor(values).reshape(self.p.shape))
+
+
+def slots_of(adapter):
+    """Those of B and A."""
+    return Slot(adapter.B), Slot(adapter.A)
+
+
+def matrix_in(slots):
+    """B·A as a LowRank of the arrays in two slots."""
+    B, A = slots[0].array, slots[1].array
+    if B.ndim > 2:
+        B, A = B.reshape(B.shape[0], -1), A.reshape(A.shape[0], -1)
+    return LowRank._of(B, A.T)
+
+
 def to_tensor(array):
     """An array of a rule as a tensor, without a copy."""
     return torch.from_numpy(array) if isinstance(array, np.ndarray) else array
@@ -57,17 +88,20 @@ class Held:
     """
 
     def __init__(self, state, tensors):
-        self.tensors, self.names = tensors, list[str]()
+        self.tensors, self.names, self.parts = tensors, list[str](), list[Any]()
 
-        def held(place, leaf):
-            if place not in tensors:
+        def held(name, leaf):
+            if name not in tensors:
                 # In the layout of the array: what was saved and loaded is then computed with alike
-                tensors[place] = torch.tensor(leaf) if isinstance(leaf, int) else to_tensor(leaf).clone()
-            self.names.append(place)
-            return int(tensors[place]) if isinstance(leaf, int) else to_arrays(tensors[place])
+                tensors[name] = torch.tensor(leaf) if isinstance(leaf, int) else to_tensor(leaf).clone()
+            self.names.append(name)
+            self.parts.append(tensors[name])
+            return int(tensors[name]) if isinstance(leaf, int) else to_arrays(tensors[name])
 
-        self.state = _mapped(state, held)
-        self.parts = tuple(tensors[name] for name in self.names)
+        self.state = mapped(state, held)
+        self.leaves = [
+            part if name == "step" else to_arrays(part) for name, part in zip(self.names, self.parts, strict=True)
+        ]
 
     def is_of(self, tensors):
         """True if these are the tensors, so that ``state`` is still a view of them."""
@@ -76,25 +110,27 @@ class Held:
     def update(self, state):
         """Take a rule's new state."""
         new: list = []
-        _mapped(state, lambda place, leaf: new.append(leaf))
-        for tensor, leaf in zip(self.parts, new, strict=True):
-            if isinstance(leaf, int):
-                tensor.fill_(leaf)
+        mapped(state, lambda name, leaf: new.append(leaf))
+        for held, leaf in zip(self.leaves, new, strict=True):
+            if isinstance(held, np.ndarray):
+                np.copyto(held, leaf)
+            elif isinstance(leaf, int):
+                held.fill_(leaf)
             else:
-                tensor.copy_(to_tensor(leaf))
+                held.copy_(leaf)
         self.state = self.state._replace(count=state.count)
 
 
-def _mapped(x, f, place=""):
+def mapped(x, f, place=""):
     """The tree of named tuples, tuples and low-rank matrices with f(place, leaf) for its leaves."""
     if x is None:
         return None
     if isinstance(x, LowRank):
-        return LowRank._of(_mapped(x.U, f, place + ".U"), _mapped(x.V, f, place + ".V"))
+        return LowRank._of(mapped(x.U, f, place + ".U"), mapped(x.V, f, place + ".V"))
     if isinstance(x, tuple):
         names = getattr(x, "_fields", range(len(x)))
         parts = [
-            _mapped(part, f, f"{place}.{name}" if place else str(name)) for name, part in zip(names, x, strict=True)
+            mapped(part, f, f"{place}.{name}" if place else str(name)) for name, part in zip(names, x, strict=True)
         ]
         return type(x)(*parts) if hasattr(x, "_fields") else tuple(parts)
     return f("step" if place == "count" else place, x)  # a step torch leaves on the CPU, when it loads

@@ -8,12 +8,11 @@ import math
 import weakref
 from collections.abc import Callable
 
-import numpy as np
 import torch
 
 from lorsum.torch import _bridge as bridge
 from lorsum.torch._distributed import processes
-from lorsum.torch._gradient import Gradient
+from lorsum.torch._gradient import Gradient, norm
 from lorsum.torch._taps import Taps
 
 __all__ = ["Capture", "Captured"]
@@ -47,7 +46,6 @@ class Capture:
         self._sizes = [None, None]  # ‖A.grad‖ and ‖B.grad‖ after it
         handles = [handle for site in adapter.sites for handle in Taps(site, self).register()]
         handles += [
-            adapter.B.register_hook(_calling(self, "_before_accumulation")),
             adapter.B.register_post_accumulate_grad_hook(_calling(self, "_after_B")),
             adapter.A.register_post_accumulate_grad_hook(_calling(self, "_after_A")),
         ]
@@ -57,8 +55,9 @@ class Capture:
         """Take S and X of one call, on S's way back."""
         task = torch._C._current_graph_task_id()
         if task not in self._staged:
+            self._before_accumulation()
             self._staged[task] = Gradient(self.adapter.shape, self.form)
-        self._staged[task].add(view, S.detach(), X, borrowed)
+        self._staged[task].add(view, S, X, borrowed)
 
     def clear(self):
         """Forget the gradient, as ``zero_grad`` does."""
@@ -69,6 +68,7 @@ class Capture:
 
     def check_complete(self):
         """An error that says what is missing, where there is no gradient."""
+        self._staged.clear()  # of backward passes that have left .grad alone
         A, B, name = self.adapter.A, self.adapter.B, self.adapter.name
         if A.grad is not None and B.grad is not None:
             if not self.gradient and processes(self.process_group) == 1:
@@ -94,10 +94,10 @@ class Capture:
             If there is none, because they were changed in different ways.
         """
         A, B = self.adapter.A, self.adapter.B
-        ratios = [
-            _ratio(size(p.grad), before) for p, before in zip((A, B), self._sizes, strict=True) if before is not None
-        ]
-        ratios = [c for c in ratios if c is not None]
+        sizes = [norm(A.grad), norm(B.grad)]
+        if sizes == self._sizes or None in self._sizes:
+            return 1.0
+        ratios = [float(after / before) for after, before in zip(sizes, self._sizes, strict=True) if before != 0]
         if not ratios:
             return 1.0
         if not all(map(math.isfinite, ratios)):
@@ -115,26 +115,31 @@ class Capture:
         """False if A or B was changed after the backward pass."""
         return self._weights == (self.adapter.A._version, self.adapter.B._version)
 
-    def _before_accumulation(self, _):
-        grad = self.adapter.B.grad
+    def _before_accumulation(self):
+        """Do to the gradient what was done to B.grad since the last backward pass."""
+        grad, before = self.adapter.B.grad, self._sizes[1]
         if grad is None:
             self.gradient.clear()
-        elif self._sizes[1] is not None:
-            c = _ratio(size(grad), self._sizes[1])
+        elif before:
+            c = float(norm(grad) / before)
             if c == 0:  # zeroed in place
                 self.gradient.clear()
-            elif c is not None and processes(self.process_group) == 1:  # else averaging has changed it
+            elif processes(self.process_group) == 1:  # else averaging has changed it
                 self.gradient.scale(c)
 
     def _after_B(self, B):
         staged = self._staged.pop(torch._C._current_graph_task_id(), None)
-        self._sizes[1], self._weights = size(B.grad), (self.adapter.A._version, B._version)
-        if staged is not None:
+        self._sizes[1], self._weights = norm(B.grad), (self.adapter.A._version, B._version)
+        if staged is None:
+            return
+        if self.gradient:
             self.gradient.merge(staged)
-            self.listener(self)
+        else:
+            self.gradient = staged
+        self.listener(self)
 
     def _after_A(self, A):
-        self._sizes[0] = size(A.grad)
+        self._sizes[0] = norm(A.grad)
 
 
 class Captured:
@@ -153,22 +158,6 @@ class Captured:
 
 def _nobody(capture):
     pass
-
-
-def size(grad):
-    """Frobenius norm of a gradient; on an accelerator a tensor still, so that nothing waits for it."""
-    if grad.is_cpu and grad.dtype in (torch.float32, torch.float64) and grad.is_contiguous():
-        entries = grad.numpy().ravel()  # NumPy's call costs less than torch's
-        return math.sqrt(np.dot(entries, entries))
-    return torch.linalg.vector_norm(grad, dtype=torch.float32 if grad.dtype.itemsize < 4 else None)
-
-
-def _ratio(after, before):
-    """after / before as a number; None where both are zero, and 1 where they are equal, infinity too."""
-    after, before = float(after), float(before)
-    if before == 0:
-        return None
-    return 1.0 if after == before else after / before
 
 
 def _calling(capture, method):

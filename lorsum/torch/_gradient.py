@@ -8,7 +8,7 @@ from torch.nn.grad import conv1d_weight, conv2d_weight
 
 from lorsum.lowrank import LowRank
 
-__all__ = ["FORMS", "ConvolutionView", "Gradient", "LinearView", "half_to_single"]
+__all__ = ["FORMS", "ConvolutionView", "Gradient", "LinearView", "half_to_single", "norm"]
 
 FORMS = ("auto", "pairs", "dense")
 
@@ -151,7 +151,7 @@ class Gradient:
         if self.dense is not None:
             return self.dense if c == 1 else c * self.dense
         S, X = (half_to_single(x[0] if len(x) == 1 else torch.cat(x)) for x in zip(*self.pairs, strict=True))
-        return LowRank((S if c == 1 else c * S).T, X.T)
+        return LowRank._of((S if c == 1 else c * S).T, X.T)
 
     def rounding(self):
         """A bound of how much rounding may have changed the sum in autograd's arithmetic: Σ ε ‖S‖ ‖X‖."""
@@ -173,8 +173,13 @@ class Gradient:
 
 
 def _rounding(S, X):
-    sizes = [torch.linalg.vector_norm(x, dtype=torch.float32 if x.dtype.itemsize < 4 else None) for x in (S, X)]
-    return max(torch.finfo(x.dtype).eps for x in (S, X)) * sizes[0] * sizes[1]
+    return max(torch.finfo(S.dtype).eps, torch.finfo(X.dtype).eps) * norm(S) * norm(X)
+
+
+def norm(x):
+    """Frobenius norm, in at least single precision: a number, or on an accelerator a tensor, so that nothing waits."""
+    size = torch.linalg.vector_norm(half_to_single(x))
+    return size.item() if x.is_cpu else size
 
 
 def half_to_single(x):

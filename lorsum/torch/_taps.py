@@ -78,7 +78,7 @@ class Taps:
             )
         if torch.compiler.is_compiling():
             return _CompiledTap.apply(output, _as_computed(X), self.number, _number_of_this_call())
-        if getattr(module, "_is_replica", False):
+        if "_is_replica" in module.__dict__:
             raise RuntimeError(f"`{self.name}` is called by DataParallel. Use DistributedDataParallel.")
         return _Tap.apply(output, _as_computed(X), "X" if _is_data(X) else "", self.place)
 
