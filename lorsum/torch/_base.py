@@ -41,7 +41,8 @@ class AdapterOptimizer(torch.optim.Optimizer):
         and ``momentum``, as in the paper's experiments; AdamW where the rule is an AdamW.
     gradient : {"auto", "pairs", "dense"}
         What is kept of an adapter's gradient until the step: N token rows of S and X, N (d_in + d_out) numbers; their
-        sum SᵀX, d_in · d_out numbers; "auto" what is smaller. Pairs make a step cheaper where N is large.
+        sum SᵀX, d_in · d_out numbers; "auto" what is smaller. Tokens without a gradient, such as padding, do not count.
+        With "pairs" a large layer's backward pass is not slowed by the sum, which is a product as large as its own.
     overlap : bool
         Start an adapter's step as soon as its gradient is there, in a thread beside the rest of the backward pass. The
         results are the same: what clipping, unscaling, further backward passes or a new learning rate make invalid is
@@ -104,7 +105,7 @@ class AdapterOptimizer(torch.optim.Optimizer):
             raise ValueError(f"`gradient` is {gradient!r}; it must be one of {', '.join(map(repr, FORMS))}.")
         rule = self.Rule(lr=lr, **options)
         self._others = _others_beside(rule) if others is None else _checked(others)
-        self._form = "pairs" if isinstance(options.get("scale"), optim.KFAC) else gradient
+        self._form = "rows" if isinstance(options.get("scale"), optim.KFAC) else gradient
         self.process_group, self.traffic = process_group, {}
         self.seed = int(np.random.default_rng(rng).integers(2**62))
         self.debug = bool(debug)

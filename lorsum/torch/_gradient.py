@@ -11,6 +11,7 @@ from lorsum.lowrank import LowRank
 __all__ = ["FORMS", "ConvolutionView", "Gradient", "LinearView", "half_to_single", "norm"]
 
 FORMS = ("auto", "pairs", "dense")
+MANY = 128  # rows, from which a pass over S for its zeros costs next to nothing
 
 
 class LinearView(NamedTuple):
@@ -79,14 +80,14 @@ class Gradient:
     """A gradient Σ SᵀX that is added to call by call.
 
     N rows of S and X are N (m + n) numbers, their sum m n: where the pairs would take more, and ``form`` is "auto",
-    the sum is kept.
+    the sum is kept. Rows of zeros in S, as those of padding tokens are, are left out on the CPU.
 
     Parameters
     ----------
     shape : pair of int
         (m, n) = (d_out, d_in).
-    form : {"auto", "pairs", "dense"}
-        What is kept.
+    form : {"auto", "pairs", "dense", "rows"}
+        What is kept; "rows" is "pairs" with their zeros.
     """
 
     def __init__(self, shape, form="auto"):
@@ -114,6 +115,9 @@ class Gradient:
     def add(self, view, S, X, borrowed=""):
         """Add SᵀX of one call; those of "S" and "X" that are borrowed are copied where they are kept."""
         self.changes += 1
+        if isinstance(view, LinearView) and self.form != "rows":
+            S, X = view.pair(S, X)
+            S, X, borrowed = _without_zeros(S, X, borrowed)
         if self._stays_paired(view.rows(S)):
             self.pairs.append(view.pair(S.clone() if "S" in borrowed else S, X.clone() if "X" in borrowed else X))
         else:
@@ -159,7 +163,7 @@ class Gradient:
 
     def _stays_paired(self, rows):
         if self.form != "auto" or self.dense is not None:
-            return self.form == "pairs"
+            return self.form in ("pairs", "rows")
         m, n = self.shape
         return (self.rows + rows) * (m + n) <= m * n
 
@@ -170,6 +174,18 @@ class Gradient:
         self.pairs = []
         self.noise = self.noise + noise
         self.dense = G if self.dense is None else self.dense.add_(G)
+
+
+def _without_zeros(S, X, borrowed):
+    """The rows in which S is not zero, where that saves much; accelerators are not asked, which would have to wait."""
+    if len(S) < MANY or not S.is_cpu:
+        return S, X, borrowed
+    sizes = torch.linalg.vector_norm(S, dim=1, dtype=torch.float32 if S.dtype.itemsize < 4 else None)
+    (kept,) = torch.nonzero(sizes, as_tuple=True)
+    # Squares below the smallest number are zero too: next to a row of this size, such a row is below its rounding error
+    if len(kept) > 0.75 * len(S) or not float(sizes.max()) > 1e-12:
+        return S, X, borrowed
+    return S[kept], X[kept], ""
 
 
 def _rounding(S, X):
