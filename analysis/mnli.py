@@ -24,7 +24,11 @@ METHODS = [
     configuration("oplora", lr=5e-3, momentum=0.9, reg=1e-2, iters=2),
     configuration("svdlora", lr=5e-3, momentum=0.9),
 ]
-SWEPT, SWEEP_STEPS = (1, 5, 25), 150  # times the learning rate of `METHODS`
+SWEPT, SWEPT_STEPS = {  # learning rates; projected OPLoRA and SVDLoRA take OPLoRA's, so that they compare
+    "lora adamw": (1e-3, 5e-3, 2e-4),
+    "preconditioned sgd": (2e-2, 1e-1, 2e-3),
+    "oplora": (5e-2, 2e-1, 5e-3),
+}, 150  # fmt: skip
 
 
 class Protocol(NamedTuple):
@@ -50,11 +54,12 @@ def configurations(protocol=REDUCED):
 
 def rates(protocol=REDUCED):
     """Configurations of short runs that compare learning rates, the schedule being as short as they are."""
-    short = protocol._replace(steps=SWEEP_STEPS, every=SWEEP_STEPS)
+    short = protocol._replace(steps=SWEPT_STEPS, every=SWEPT_STEPS)
+    methods = [method for method in METHODS if method["method"] in SWEPT]
     return [
-        _configuration(short, method | {"lr": factor * method["lr"]}, 0) | {"study": "mnli-rates"}
-        for factor in SWEPT
-        for method in METHODS
+        _configuration(short, method | {"lr": SWEPT[method["method"]][i]}, 0) | {"study": "mnli-rates"}
+        for i in range(3)
+        for method in methods
     ]
 
 
