@@ -16,7 +16,6 @@ from analysis.records import record_path, run_study
 __all__ = ["PAPER", "REDUCED", "Protocol", "configurations", "main", "rates", "run"]
 
 RANK, DROPOUT, CLIP, HEAD_LR = 8, 0.1, 1.0, 1e-3
-EVALUATED, EVALUATED_LAST = 1000, 2000  # pairs of the development set
 METHODS = [
     configuration("lora adamw", lr=2e-4),
     configuration("preconditioned sgd", lr=2e-3, momentum=0.9, reg=1e-2),
@@ -32,7 +31,10 @@ SWEPT, SWEPT_STEPS = {  # learning rates; projected OPLoRA and SVDLoRA take OPLo
 
 
 class Protocol(NamedTuple):
-    """What is trained on what, and how much of it: ``length`` in tokens, ``every`` in steps between evaluations."""
+    """What is trained on what, and how much of it.
+
+    ``length`` is in tokens; every so many steps, and at the end, so many pairs of the development set are evaluated.
+    """
 
     model: str
     data: str
@@ -41,10 +43,16 @@ class Protocol(NamedTuple):
     steps: int
     seeds: int
     every: int
+    evaluated: int
+    evaluated_last: int
 
 
-PAPER = Protocol("roberta-base", "glue", batch=32, length=128, steps=36_813, seeds=1, every=1000)  # 3 epochs
-REDUCED = Protocol("minilm", "mnli-23k", batch=16, length=48, steps=500, seeds=1, every=100)
+PAPER = Protocol(
+    "roberta-base", "glue", batch=32, length=128, steps=36_813, seeds=1, every=1000, evaluated=1000, evaluated_last=9815
+)  # 3 epochs
+REDUCED = Protocol(
+    "minilm", "mnli-23k", batch=16, length=48, steps=500, seeds=1, every=100, evaluated=1000, evaluated_last=2000
+)
 
 
 def configurations(protocol=REDUCED):
@@ -54,7 +62,7 @@ def configurations(protocol=REDUCED):
 
 def rates(protocol=REDUCED):
     """Configurations of short runs that compare learning rates, the schedule being as short as they are."""
-    short = protocol._replace(steps=SWEPT_STEPS, every=SWEPT_STEPS)
+    short = protocol._replace(steps=SWEPT_STEPS, every=SWEPT_STEPS, evaluated=500, evaluated_last=500)
     methods = [method for method in METHODS if method["method"] in SWEPT]
     return [
         _configuration(short, method | {"lr": SWEPT[method["method"]][i]}, 0) | {"study": "mnli-rates"}
@@ -84,8 +92,7 @@ def run(config, *, checkpoints=None):
     -------
     dict
         ``loss``, ``seconds`` and ``update_seconds``, one a step: training loss, time, and the optimizer's part of it;
-        ``dev_step``, ``dev_loss`` and ``dev_accuracy``, after so many steps, on ``evaluated`` pairs of the matched
-        development set; ``last_loss`` and ``last_accuracy``, at the end on ``evaluated_last`` pairs; ``diverged``, the
+        ``dev_step``, ``dev_loss`` and ``dev_accuracy``, after so many steps; ``last_loss`` and ``last_accuracy``, at the end; ``diverged``, the
         step that has no finite loss, or None; ``data``, in words; the numbers of ``parameters`` and of ``trained``.
     """
     from analysis import finetuning  # imports torch, which drawing the records does without
@@ -105,14 +112,12 @@ def run(config, *, checkpoints=None):
             if path:
                 finetuning.save(training, path)
     diverged = not math.isfinite(results["loss"][-1])
-    last_loss, last_accuracy = (math.nan, math.nan) if diverged else training.evaluate(EVALUATED_LAST)
+    last_loss, last_accuracy = (math.nan, math.nan) if diverged else training.evaluate(config["evaluated_last"])
     sizes = [sum(p.numel() for p in part) for part in (training.model.parameters(), training.trained().values())]
     return results | {
         "diverged": training.done if diverged else None,
         "last_loss": last_loss,
         "last_accuracy": last_accuracy,
-        "evaluated": min(EVALUATED, len(training.data.dev.labels)),
-        "evaluated_last": min(EVALUATED_LAST, len(training.data.dev.labels)),
         "data": training.data.source,
         "parameters": sizes[0],
         "trained": sizes[1],
@@ -120,7 +125,7 @@ def run(config, *, checkpoints=None):
 
 
 def _evaluate(training):
-    loss, accuracy = training.evaluate(EVALUATED)
+    loss, accuracy = training.evaluate(training.config["evaluated"])
     for key, value in (("dev_step", training.done), ("dev_loss", loss), ("dev_accuracy", accuracy)):
         training.results[key].append(value)
     print(
