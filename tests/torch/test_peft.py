@@ -261,11 +261,13 @@ def test_target_parameters_are_refused():
 
 
 def test_variants_are_refused():
-    base = nn.Sequential(nn.Linear(6, 5))
-    config = peft.LoraConfig(r=2, target_modules=["0"], alora_invocation_tokens=[1], task_type="CAUSAL_LM")
-    layer = peft.tuners.lora.Linear(base[0], "default", config, r=2, lora_alpha=2)
-    with pytest.raises(ValueError, match="its variant ALoraLinearVariant is not plain LoRA"):
-        OPLoRA(layer, lr=0.1)
+    config = transformers.LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
+    )
+    options = {"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM", "alora_invocation_tokens": [1]}
+    model = peft.get_peft_model(transformers.LlamaForCausalLM(config), peft.LoraConfig(**options))
+    with pytest.raises(ValueError, match=r"q_proj\.default` .* its variant ALoraLinearVariant is not plain LoRA"):
+        OPLoRA(model, lr=0.1)
 
 
 def test_other_methods_are_refused():

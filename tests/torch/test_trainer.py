@@ -108,6 +108,7 @@ def test_mixed_precision(tmp_path):
 def test_gradient_checkpointing(tmp_path):
     one, two = classifier(), classifier()
     trainer(one, tmp_path / "1", optimizers=(lorsum.torch.OPLoRA(one, **OPTIONS), None)).train()
+    two.enable_input_require_grads()
     optimizer = lorsum.torch.OPLoRA(two, debug=True, **OPTIONS)
     trainer(two, tmp_path / "2", optimizers=(optimizer, None), gradient_checkpointing=True).train()
     assert_same(weights(two), weights(one), tolerance=2e-5)
