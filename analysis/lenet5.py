@@ -21,19 +21,19 @@ from analysis.methods import configuration
 from analysis.records import record_path, run_study
 from lorsum import datasets
 
-__all__ = ["configurations", "main", "network", "optimizer_of", "run"]
+__all__ = ["configurations", "data", "main", "network", "optimizer_of", "resized", "run"]
 
-SIDE, RANK, BATCH = 32, 8, 64
+SIDE, RANK, BATCH, INIT = 32, 8, 64, "normal"
 MEAN, STD = 0.1307, 0.3081
 METHODS = [
+    *(configuration("oplora", lr=0.02, momentum=0.9, iters=K) for K in (1, 2, 8)),
+    *(configuration("projected oplora", lr=0.02, momentum=0.9, iters=K) for K in (1, 2, 8)),
+    configuration("svdlora", lr=0.01, momentum=0.9),
+    configuration("preconditioned sgd", lr=0.02, momentum=0.9),
+    configuration("full", lr=0.05, momentum=0.9),
     configuration("lora sgd", lr=0.002, momentum=0.9),
     configuration("lora adamw", lr=0.001),
-    configuration("preconditioned sgd", lr=0.02, momentum=0.9),
     configuration("preconditioned adamw", lr=0.02),
-    *(configuration("projected oplora", lr=0.02, momentum=0.9, iters=K) for K in (1, 2, 8)),
-    *(configuration("oplora", lr=0.02, momentum=0.9, iters=K) for K in (1, 2, 8)),
-    configuration("svdlora", lr=0.01, momentum=0.9),
-    configuration("full", lr=0.05, momentum=0.9),
     configuration("full adamw", lr=0.001),
 ]
 _OPTIMIZERS = {
@@ -54,11 +54,8 @@ _TESTED_AT_ONCE = 500
 def configurations(*, seeds=3, epochs=20, source=None):
     """Configurations of the study. ``source`` is the data set's, so that records of a part of it are not mixed up."""
     source = datasets.mnist().source if source is None else source
-    return [
-        {"study": "lenet5", "data": source, "epochs": epochs, "batch": BATCH, "rank": RANK, "seed": seed, **method}
-        for seed in range(seeds)
-        for method in METHODS
-    ]
+    task = {"study": "lenet5", "data": source, "epochs": epochs, "batch": BATCH, "rank": RANK, "init": INIT}
+    return [{**task, "seed": seed, **method} for seed in range(seeds) for method in METHODS]
 
 
 def run(config, *, checkpoints=None):
@@ -77,8 +74,8 @@ def run(config, *, checkpoints=None):
         ``loss``, ``accuracy`` and ``seconds``, one an epoch: mean training loss, accuracy on the test images, and the
         time of the epoch's steps alone.
     """
-    images, labels, test_images, test_labels = _data()
-    model = network(config["seed"], adapters=not config["method"].startswith("full"))
+    images, labels, test_images, test_labels = data()
+    model = network(config["seed"], init=None if config["method"].startswith("full") else config["init"])
     optimizer = optimizer_of(config, model)
     path = None if checkpoints is None else record_path(checkpoints, config).with_suffix(".pt")
     results = _resumed(path, model, optimizer)
@@ -93,10 +90,18 @@ def run(config, *, checkpoints=None):
     return results
 
 
-def network(seed, *, adapters=True):
+def network(seed, *, init=INIT):
     """LeNet5, the same for every method where the seeds are equal: an adapter starts as zero.
 
     tanh is monotone, so that after the pooling it gives the same as before, of a quarter of the numbers.
+
+    Parameters
+    ----------
+    seed : int
+        Of weights, biases and adapters.
+    init : {"normal", "uniform", None}
+        How A starts, B being zero: N(0, 1), as one factor of the paper's momentum; uniform on ±1/√d_in, as in PEFT; or
+        no adapters. Steps of LoRA and of AdamW depend on the scale of A, those of OPLoRA but for λ do not.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -107,7 +112,15 @@ def network(seed, *, adapters=True):
             nn.Linear(120, 84), nn.Tanh(),
             nn.Linear(84, 10),
         )  # fmt: skip
-        return lorsum.torch.add_lora(model, RANK) if adapters else model
+        model = model.to(memory_format=torch.channels_last)  # in which pooling is fastest
+        if init is None:
+            return model
+        lorsum.torch.add_lora(model, RANK)
+        if init == "normal":
+            for layer in model:
+                if isinstance(layer, lorsum.torch.LoRALinear):
+                    nn.init.normal_(layer.lora_A.weight)
+        return model
 
 
 def optimizer_of(config, model):
@@ -158,17 +171,18 @@ def _keep(path, model, optimizer, results):
 
 
 @cache
-def _data():
+def data():
+    """Training and test images and labels, as tensors."""
     digits = datasets.mnist()
     return (
-        _resized(digits.train_images),
+        resized(digits.train_images),
         torch.from_numpy(digits.train_labels),
-        _resized(digits.test_images),
+        resized(digits.test_images),
         torch.from_numpy(digits.test_labels),
     )
 
 
-def _resized(images):
+def resized(images):
     """Pixels at 32 × 32, normalised."""
     pixels = torch.from_numpy(images)[:, None].float() / 255
     return (F.interpolate(pixels, (SIDE, SIDE), mode="bilinear") - MEAN) / STD

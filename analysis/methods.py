@@ -52,8 +52,8 @@ def configuration(method, *, lr, momentum=0.0, reg=1e-3, **options):
     Parameters
     ----------
     method : str
-        A key of the paper's comparison: "full", "full adamw", "svdlora", "oplora", "projected oplora", "preconditioned sgd",
-        "preconditioned adamw", "lora sgd" or "lora adamw".
+        A key of the paper's comparison: "full", "full adamw", "svdlora", "oplora", "projected oplora",
+        "preconditioned sgd", "preconditioned adamw", "lora sgd" or "lora adamw".
     lr, momentum, reg : float
         η, α and λ (multiplied by η in the rule); methods without momentum or λ leave these out.
     **options
