@@ -54,7 +54,7 @@ class AdapterOptimizer(torch.optim.Optimizer):
         Compare at every step with autograd's own adapter gradients, A.grad = c Bᵀ G and B.grad = c G Aᵀ, and name the
         adapter that disagrees. Without it this is done at steps 1, 2, 4, 8, …
     rng : None, int or numpy.random.Generator
-        Source of the random factor that a momentum starts with.
+        Source of the random factor that a momentum starts with; the same in all processes.
     **options
         Further options of the rule.
 
@@ -107,7 +107,7 @@ class AdapterOptimizer(torch.optim.Optimizer):
         self._others = _others_beside(rule) if others is None else _checked(others)
         self._form = "rows" if isinstance(options.get("scale"), optim.KFAC) else gradient
         self.process_group, self.traffic = process_group, {}
-        self.seed = int(np.random.default_rng(rng).integers(2**62))
+        self.seed = int(np.random.default_rng(rng).integers(2**52))
         self.debug = bool(debug)
         self._classes = {type(rule).__name__: type(rule), type(self._others).__name__: type(self._others)}
         self._ahead = Ahead() if overlap else None
@@ -117,6 +117,7 @@ class AdapterOptimizer(torch.optim.Optimizer):
         self._rules: dict = {}  # by group number: the options that it was made of, and the rule
         self._states: dict = {}  # by B: what its state's structure depends on, and the state
         self._other_steps: dict = {}  # by group
+        self._names: dict = {}  # of the parameters outside the adapters
         parts = [model] if isinstance(model, torch.nn.Module) else list(model)
         groups = [part if isinstance(part, dict) else {"params": part} for part in parts]
         super().__init__(groups, {"rule": type(rule).__name__, **_options(rule)})
@@ -143,7 +144,10 @@ class AdapterOptimizer(torch.optim.Optimizer):
                     capture.listener = _calling(self, "_start")
                 self._captures[adapter.B] = capture
         if rest:
-            self._add_group(rest, {"rule": type(self._others).__name__, **_options(self._others), **given})
+            self._names.update((p, name) for name, p in rest)
+            self._add_group(
+                [p for _, p in rest], {"rule": type(self._others).__name__, **_options(self._others), **given}
+            )
 
     def _add_group(self, params, options):
         _made(self._classes, options)
@@ -217,7 +221,7 @@ class AdapterOptimizer(torch.optim.Optimizer):
             capture.adapter.check_unchanged()
             capture.check_complete()
         if processes(self.process_group) > 1:
-            return Averaged(captures, self.process_group)
+            return Averaged(captures, self.process_group, self.seed)
         return Captured(captures)
 
     def _step_adapter(self, rule, capture, gradients):
@@ -251,7 +255,7 @@ class AdapterOptimizer(torch.optim.Optimizer):
     def _step_others(self, number, rule, parameters):
         others = self._other_steps.get(number)
         if others is None or not others.are(rule, parameters, self.state):
-            others = self._other_steps[number] = Others(rule, parameters, self.state)
+            others = self._other_steps[number] = Others(rule, parameters, self.state, self._names)
         return others.stepped(rule)
 
     def _held(self, rule, p, W):
@@ -269,7 +273,6 @@ class AdapterOptimizer(torch.optim.Optimizer):
             for slot, value in zip(slots, values, strict=True):
                 slot.put(value)
             held.update(state)
-        torch.autograd.graph.increment_version([slot.p for slots, *_ in moved for slot in slots])
 
     def _rule(self, number, group):
         """The rule of a group, with the options that it has now."""
@@ -333,7 +336,7 @@ def _checked(others):
 
 
 def _split(params):
-    """The adapters in what a group's ``"params"`` hold, and the parameters beside them."""
+    """The adapters in what a group's ``"params"`` hold, and the parameters beside them, with their names."""
     items = [params] if isinstance(params, (torch.nn.Module, torch.Tensor)) else list(params)
     found: list = []
     rest: list = []
@@ -342,9 +345,9 @@ def _split(params):
             inside = adapters(item)
             taken = {p for adapter in inside for p in (adapter.A, adapter.B)}
             found += inside
-            rest += [p for p in item.parameters() if p.requires_grad and p not in taken]
+            rest += [(name, p) for name, p in item.named_parameters() if p.requires_grad and p not in taken]
         else:
-            rest.append(item)
+            rest.append((f"a parameter of shape {tuple(getattr(item, 'shape', ()))}", item))
     return found, rest
 
 

@@ -9,7 +9,7 @@ from lorsum.lowrank import LowRank
 from lorsum.optim import OPLoRA, ScaledOPLoRA
 from lorsum.torch._gradient import half_to_single
 
-SMALL = 2**16  # numbers in a dense gradient, from which multiplying by an identity costs more than it saves
+SMALL = 2**20  # numbers in a dense gradient, from which multiplying by an identity costs more than it saves
 
 __all__ = ["Held", "Slot", "gradient_for", "mapped", "matrix_in", "slots_of", "to_arrays", "to_tensor"]
 
@@ -43,7 +43,7 @@ def gradient_for(rule, gradient):
 
 
 class Slot:
-    """A parameter as an array to read from, and to put new values into; its tensor's version must then be raised."""
+    """A parameter as an array to read from, and to put new values into."""
 
     def __init__(self, p):
         self.p, x = p, p.detach()
@@ -51,9 +51,10 @@ class Slot:
         self.array = x.numpy() if self.direct else to_arrays(x)
 
     def put(self, values):
-        """Copy values of any shape with as many numbers."""
+        """Copy values of any shape with as many numbers; autograd is told."""
         if self.direct:
             np.copyto(self.array, values.reshape(self.array.shape))
+            torch.autograd.graph.increment_version(self.p)
         else:
             self.p.copy_(to_tensor(values).reshape(self.p.shape))
 

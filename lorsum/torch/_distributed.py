@@ -48,6 +48,8 @@ class Averaged:
         Of the adapters, in the same order in every process.
     group : ProcessGroup, optional
         Default: all processes.
+    seed : int
+        Of the random numbers, which must be the same in all processes.
 
     Attributes
     ----------
@@ -57,16 +59,16 @@ class Averaged:
     Raises
     ------
     RuntimeError
-        If ``.grad`` is not the mean, over the processes, of what was captured.
+        If ``.grad`` is not the mean, over the processes, of what was captured; or if the seeds differ.
     """
 
     unchecked = False  # c would show if they were not what .grad comes from
 
-    def __init__(self, captures, group=None):
+    def __init__(self, captures, group=None, seed=0):
         self.group, self.traffic = group, {}
-        # From every process, of each adapter: rows, or -1 if dense; ⟨A.grad, BᵀG⟩, ⟨B.grad, G Aᵀ⟩; rounding errors
+        # Of each adapter: rows, or -1 if dense; the seed; ⟨A.grad, BᵀG⟩, ⟨B.grad, G Aᵀ⟩; rounding errors
         told = torch.tensor(
-            [[_rows(c.gradient), *_projections(c), float(c.gradient.rounding())] for c in captures],
+            [[_rows(c.gradient), seed, *_projections(c), float(c.gradient.rounding())] for c in captures],
             dtype=torch.float64,
             device=captures[0].adapter.B.device,
         )
@@ -74,7 +76,9 @@ class Averaged:
         dist.all_gather(everyone, told, group=group)
         heard = torch.stack(everyone).cpu()
         self.rows = {c.adapter.B: heard[:, i, 0].int().tolist() for i, c in enumerate(captures)}
-        means = heard[:, :, 1:].mean(dim=0).tolist()
+        if len(set(heard[:, 0, 1].tolist())) > 1:
+            raise RuntimeError("`rng` is not the same in all processes; pass one integer.")
+        means = heard[:, :, 2:].mean(dim=0).tolist()
         self.factors = {c.adapter.B: _common_factor(c.adapter, *mean) for c, mean in zip(captures, means, strict=True)}
 
     def gradient(self, capture, rule):

@@ -23,10 +23,12 @@ class Others:
         What to step.
     states : dict
         ``Optimizer.state``, which is filled.
+    names : dict
+        What errors call the parameters.
     """
 
-    def __init__(self, rule, parameters, states):
-        self.kind, self.parameters, self.states = kind_of(rule), parameters, states
+    def __init__(self, rule, parameters, states, names):
+        self.kind, self.parameters, self.states, self.names = kind_of(rule), parameters, states, names
         together: dict = {}
         self.parts: list = []
         for p in parameters:
@@ -51,7 +53,7 @@ class Others:
     def stepped(self, rule):
         """Of each part: slots of its parameters, their new values, where the state is held, and the new state."""
         for part in self.parts:
-            with named(", ".join(f"a parameter of shape {tuple(p.shape)}" for p in part.parameters)):
+            with named(", ".join(f"`{self.names[p]}`" for p in part.parameters)):
                 yield part.stepped(rule)
 
 
@@ -74,7 +76,7 @@ class _Bundle:
     def __init__(self, rule, parameters, states):
         self.parameters = parameters
         self.ends = np.cumsum([p.numel() for p in parameters])[:-1]
-        whole: dict = {"step": states[0].get("step", torch.tensor(0))}
+        whole: dict = {"step": states[0].get("step", torch.tensor(0)).clone()}
         self.held = bridge.Held(rule.init(_vector([p.detach().numpy() for p in parameters])), whole)
         for name, vector in whole.items():
             parts = [vector] * len(states) if name == "step" else vector.tensor_split(self.ends.tolist())

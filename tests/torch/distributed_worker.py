@@ -38,6 +38,8 @@ def train(case, rank=0, world=1):
     """Weights after ten steps, the traffic of the last one, and the optimizer's state."""
     model = network(case.get("sizes", (12, 10, 9))).to(getattr(torch, case.get("dtype", "float32")))
     options = {"lr": 0.05, **case.get("options", {})}
+    if options.get("rng") == "rank":
+        options["rng"] = rank
     if "scale" in options:
         options["scale"] = SCALES[options["scale"]]
     optimizer = getattr(lorsum.torch, case["optimizer"])(model, **options)

@@ -37,7 +37,10 @@ CASES = {
     "KFAC": {"optimizer": "ScaledOPLoRA", "options": {"scale": "KFAC", "lr": 1e-4}, "steps": 3},
     "Shampoo": {"optimizer": "ScaledOPLoRA", "options": {"scale": "Shampoo", "lr": 1e-3}},
 }
-FAULTS = {"not wrapped": {"optimizer": "OPLoRA", "ddp": False, "options": {"debug": True}}}
+FAULTS = {
+    "not wrapped": {"optimizer": "OPLoRA", "ddp": False, "options": {"debug": True}},
+    "other random numbers": {"optimizer": "OPLoRA", "options": {"rng": "rank"}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +108,11 @@ def test_the_traffic_is_told(results):
 def test_gradients_that_are_not_averaged_are_named(results):
     for result in results:
         assert "`2`: its .grad is no multiple of the mean over the processes" in result["not wrapped"]
+
+
+def test_other_random_numbers_in_each_process_are_refused(results):
+    for result in results:
+        assert result["other random numbers"].startswith("`rng` is not the same in all processes")
 
 
 def test_the_cheapest_way_is_taken():

@@ -180,6 +180,43 @@ def test_other_parameters_are_trained_as_torch_trains_them(sibling, others, refe
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("others", "reference"),
+    [
+        (optim.SGD(lr=0.1, momentum=0.9), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)),
+        (optim.AdamW(lr=0.1), lambda p: torch.optim.AdamW(p, lr=0.1)),
+    ],
+)
+def test_other_parameters_without_a_gradient_are_left_out(others, reference):
+    """Each counts its own steps, as torch's do."""
+    model = network()
+    optimizer = OPLoRA(model, lr=0.0, others=others)
+    trained = optimizer.param_groups[1]["params"]
+    twins = [p.detach().clone().requires_grad_() for p in trained]
+    expected = reference(twins)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(8):
+        optimizer.zero_grad()
+        backward(model, step)
+        for i, (p, twin) in enumerate(zip(trained, twins, strict=True)):
+            p.grad = None if (step + i) % 3 == 0 else torch.randn(p.shape, generator=generator)
+            twin.grad = None if p.grad is None else p.grad.clone()
+        optimizer.step()
+        expected.step()
+    for p, twin in zip(trained, twins, strict=True):
+        torch.testing.assert_close(p, twin, rtol=1e-5, atol=1e-6)
+
+
+def test_errors_name_other_parameters():
+    model = network()
+    optimizer = OPLoRA(model, lr=0.1)
+    backward(model, 0)
+    model[0].weight.grad = model[0].weight.grad.to_sparse()
+    with pytest.raises(TypeError) as raised:
+        optimizer.step()
+    assert "in the step of `0.weight`" in raised.value.__notes__
+
+
 def test_frozen_parameters_stay():
     model = network()
     model[0].requires_grad_(False)
