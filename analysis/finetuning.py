@@ -108,13 +108,18 @@ class Training:
 
 
 def _with_adapters(model, config):
-    """The model with adapters on query and value, and all else but the head frozen."""
+    """The model with adapters on query and value, and all else but the head frozen.
+
+    The head is RoBERTa's: a dense layer, tanh, and a linear layer. In a BERT the first two are its pooler, which comes
+    with weights that were not trained for this, and through which, frozen, the adapters' gradients hardly pass.
+    """
     settings = peft.LoraConfig(
         task_type="SEQ_CLS",
         r=config["rank"],
         lora_alpha=config["alpha"],
         lora_dropout=config["dropout"],
         target_modules=["query", "value"],
+        modules_to_save=["pooler", "classifier"],
     )
     return peft.get_peft_model(model, settings)
 

@@ -1,4 +1,4 @@
-"""LoRA on MNLI by a pretrained transformer: adapters on its query and value projections, and a fresh head.
+"""LoRA on MNLI by a pretrained transformer: adapters on its query and value projections, and a head.
 
 Without options: a MiniLM of 22.7 million parameters on a part of the training pairs, in shorter and fewer batches than
 the paper's, about 40 minutes on one core. ``--paper`` is the paper's protocol, for a machine that reaches the hub.
@@ -23,11 +23,13 @@ METHODS = [
     configuration("oplora", lr=5e-3, momentum=0.9, reg=1e-2, iters=2),
     configuration("svdlora", lr=5e-3, momentum=0.9),
 ]
-SWEPT, SWEPT_STEPS = {  # learning rates; projected OPLoRA and SVDLoRA take OPLoRA's, so that they compare
-    "lora adamw": (1e-3, 5e-3, 2e-4),
-    "preconditioned sgd": (2e-2, 1e-1, 2e-3),
-    "oplora": (5e-2, 2e-1, 5e-3),
-}, 150  # fmt: skip
+# Learning rates that short runs compare; projected OPLoRA and SVDLoRA take OPLoRA's, so that the three compare
+SWEPT = {
+    "oplora": (5e-3, 5e-2, 2e-1),
+    "preconditioned sgd": (2e-3, 2e-2, 1e-1),
+    "lora adamw": (2e-4, 1e-3, 5e-3),
+}
+SWEPT_STEPS = 150
 
 
 class Protocol(NamedTuple):
@@ -65,9 +67,9 @@ def rates(protocol=REDUCED):
     short = protocol._replace(steps=SWEPT_STEPS, every=SWEPT_STEPS, evaluated=500, evaluated_last=500)
     methods = [method for method in METHODS if method["method"] in SWEPT]
     return [
-        _configuration(short, method | {"lr": SWEPT[method["method"]][i]}, 0) | {"study": "mnli-rates"}
-        for i in range(3)
-        for method in methods
+        _configuration(short, method | {"lr": lr}, 0) | {"study": "mnli-rates"}
+        for lrs in zip(*(SWEPT[method["method"]] for method in methods), strict=True)
+        for method, lr in zip(methods, lrs, strict=True)
     ]
 
 
@@ -92,8 +94,9 @@ def run(config, *, checkpoints=None):
     -------
     dict
         ``loss``, ``seconds`` and ``update_seconds``, one a step: training loss, time, and the optimizer's part of it;
-        ``dev_step``, ``dev_loss`` and ``dev_accuracy``, after so many steps; ``last_loss`` and ``last_accuracy``, at the end; ``diverged``, the
-        step that has no finite loss, or None; ``data``, in words; the numbers of ``parameters`` and of ``trained``.
+        ``dev_step``, ``dev_loss`` and ``dev_accuracy``, after so many steps; ``last_loss`` and ``last_accuracy``, at
+        the end; ``diverged``, the step that has no finite loss, or None; ``data``, in words; the numbers of
+        ``parameters`` and of those ``trained``.
     """
     from analysis import finetuning  # imports torch, which drawing the records does without
     from analysis.pairs import pairs
