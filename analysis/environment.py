@@ -22,9 +22,9 @@ def environment():
     -------
     dict
         ``time`` (UTC), ``python``, ``platform``, ``cpu``, ``cpu_count``, ``gpu`` (None unless torch is using one),
-        ``thread_pools`` (a list: library, version, number of threads), ``versions`` (torch, jax and matplotlib only
-        where they are imported; None: not installed) and ``git``, the project's ``commit`` and whether it is
-        ``dirty``: some Python file is not as committed. ``git`` is None outside a checkout.
+        ``thread_pools`` (a list: library, version, number of threads), ``versions`` (torch, transformers, peft, jax
+        and matplotlib only where they are imported; None: not installed) and ``git``, the project's ``commit`` and
+        whether it is ``dirty``: some Python file is not as committed. ``git`` is None outside a checkout.
     """
     torch = sys.modules.get("torch")
     return {
@@ -45,7 +45,7 @@ def environment():
 
 def _versions():
     names = ["lorsum", "numpy", "scipy", "numba"]
-    names += [name for name in ("matplotlib", "torch", "jax") if name in sys.modules]
+    names += [name for name in ("matplotlib", "torch", "transformers", "peft", "jax") if name in sys.modules]
     versions = {}
     for name in names:
         try:

@@ -9,6 +9,7 @@ __all__ = ["configuration", "label", "rule_of", "step_gap"]
 # What tells a method's entries in a configuration from the task's
 _RULES = {
     "full": optim.Full,
+    "full adamw": optim.AdamW,
     "svdlora": optim.SVDLoRA,
     "oplora": optim.OPLoRA,
     "projected oplora": optim.ProjectedOPLoRA,
@@ -19,6 +20,7 @@ _RULES = {
 }
 _LABELS = {
     "full": "full",
+    "full adamw": "full AdamW",
     "svdlora": "SVDLoRA",
     "oplora": "OPLoRA",
     "projected oplora": "projected OPLoRA",
@@ -32,6 +34,7 @@ _PREFERENCES = {
     "projected oplora": {"start": "V"},
     "preconditioned adamw": {"weight_decay": 1e-4},
     "lora adamw": {"weight_decay": 1e-4},
+    "full adamw": {"weight_decay": 1e-4},
 }
 _REGULARISED = ("oplora", "projected oplora", "preconditioned sgd", "preconditioned adamw")
 
@@ -49,8 +52,8 @@ def configuration(method, *, lr, momentum=0.0, reg=1e-3, **options):
     Parameters
     ----------
     method : str
-        A key of the paper's comparison: "full", "svdlora", "oplora", "projected oplora", "preconditioned sgd",
-        "preconditioned adamw", "lora sgd" or "lora adamw".
+        A key of the paper's comparison: "full", "full adamw", "svdlora", "oplora", "projected oplora",
+        "preconditioned sgd", "preconditioned adamw", "lora sgd" or "lora adamw".
     lr, momentum, reg : float
         η, α and λ (multiplied by η in the rule); methods without momentum or λ leave these out.
     **options

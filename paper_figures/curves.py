@@ -18,6 +18,7 @@ _ORDER = (
     "projected oplora",
     "oplora",
     "full",
+    "full adamw",
     "svdlora",
 )
 _ENUMERATED = 5  # seeds; 5⁵ = 3125 resamples

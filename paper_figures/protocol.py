@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from analysis import linear, mnist
 
-__all__ = ["PAPER", "REDUCED", "Size", "records_of", "stated"]
+__all__ = ["PAPER", "REDUCED", "Size", "is_papers", "records_of", "stated"]
 
 
 class Size(NamedTuple):
@@ -15,9 +15,23 @@ class Size(NamedTuple):
     epochs: int
 
 
-PAPER = {"linear": Size(seeds=5, epochs=100), "mnist": Size(seeds=3, epochs=20)}
-REDUCED = {"linear": PAPER["linear"], "mnist": Size(seeds=2, epochs=3)}
-_STUDIES = {"linear": linear.main, "mnist": mnist.main}
+def _lenet5(folder, **size):
+    from analysis import lenet5  # which needs torch
+
+    return lenet5.main(folder, **size)
+
+
+PAPER = {
+    "linear": Size(seeds=5, epochs=100),
+    "mnist": Size(seeds=3, epochs=20),
+    "lenet5": Size(seeds=3, epochs=20),
+}
+REDUCED = {
+    "linear": PAPER["linear"],
+    "mnist": Size(seeds=2, epochs=3),
+    "lenet5": Size(seeds=1, epochs=1),
+}
+_STUDIES = {"linear": linear.main, "mnist": mnist.main, "lenet5": _lenet5}
 
 
 def records_of(study, size, folder, *, workers=None):
@@ -27,12 +41,20 @@ def records_of(study, size, folder, *, workers=None):
 
 def stated(records):
     """Size of the study that these are the records of, in words, and whether it is the paper's."""
+    size = _words(_size(records))
+    if is_papers(records):
+        return f"{size}, as in the paper"
+    return f"{size}, reduced from the paper's {_words(PAPER[records[0]['config']['study']])}"
+
+
+def is_papers(records):
+    """True if as much was run as in the paper."""
+    return _size(records) == PAPER[records[0]["config"]["study"]]
+
+
+def _size(records):
     config = records[0]["config"]
-    size = Size(len({record["config"]["seed"] for record in records}), config["epochs"])
-    paper = PAPER[config["study"]]
-    if size == paper:
-        return f"{_words(size)}, as in the paper"
-    return f"{_words(size)}, reduced from the paper's {_words(paper)}"
+    return Size(len({record["config"]["seed"] for record in records}), config["epochs"])
 
 
 def _words(size):

@@ -37,6 +37,7 @@ _SHADED = {"oplora": ("Blues", "-"), "projected oplora": ("Oranges", (0, (4, 1.2
 _SINGLES = {
     "svdlora": ("black", (0, (7, 2))),
     "full": ("0.55", "-"),
+    "full adamw": ("0.72", (0, (3, 1))),
     "preconditioned sgd": ("#007a5a", (0, (6, 1.5, 1, 1.5))),
     "preconditioned adamw": ("#3fc79a", (0, (6, 1.5, 1, 1.5, 1, 1.5))),
     "lora sgd": ("#882255", (0, (1, 1))),
@@ -47,7 +48,7 @@ _FAMILIES = {
     "projected OPLoRA": ["projected oplora"],
     "preconditioned LoRA": ["preconditioned sgd", "preconditioned adamw"],
     "LoRA": ["lora sgd", "lora adamw"],
-    "with the full matrix": ["svdlora", "full"],
+    "with the full matrix": ["svdlora", "full", "full adamw"],
 }
 _CHARACTERS_AN_INCH = 20  # of the caption
 _ROW_GAP = 0.45  # inches

@@ -139,7 +139,7 @@ def test_the_same_records_give_the_same_bytes(recorded):
 def test_list_names_the_figures(capsys):
     command.main(["--list"])
     printed = capsys.readouterr().out
-    assert [line.split()[0] for line in printed.splitlines()] == list(FIGURES)
+    assert [line.split()[0] for line in printed.splitlines()] == list(command.FIGURES)
 
 
 @pytest.mark.parametrize(

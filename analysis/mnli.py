@@ -1,0 +1,165 @@
+"""LoRA on MNLI by a pretrained transformer: adapters on its query and value projections, and a head.
+
+Without options: a MiniLM of 22.7 million parameters on a part of the training pairs, in shorter and fewer batches than
+the paper's, about 40 minutes on one core. ``--paper`` is the paper's protocol, for a machine that reaches the hub.
+"""
+
+import argparse
+import math
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from analysis.methods import configuration
+from analysis.records import record_path, run_study
+
+__all__ = ["PAPER", "REDUCED", "Protocol", "configurations", "main", "rates", "run"]
+
+RANK, DROPOUT, CLIP, HEAD_LR = 8, 0.1, 1.0, 1e-3
+METHODS = [
+    configuration("lora adamw", lr=2e-4),
+    configuration("preconditioned sgd", lr=2e-3, momentum=0.9, reg=1e-2),
+    configuration("projected oplora", lr=5e-3, momentum=0.9, reg=1e-2, iters=2),
+    configuration("oplora", lr=5e-3, momentum=0.9, reg=1e-2, iters=2),
+    configuration("svdlora", lr=5e-3, momentum=0.9),
+]
+# Learning rates that short runs compare; projected OPLoRA and SVDLoRA take OPLoRA's, so that the three compare
+SWEPT = {
+    "oplora": (5e-3, 5e-2, 2e-1),
+    "preconditioned sgd": (2e-3, 2e-2, 1e-1),
+    "lora adamw": (2e-4, 1e-3, 5e-3),
+}
+SWEPT_STEPS = 150
+
+
+class Protocol(NamedTuple):
+    """What is trained on what, and how much of it.
+
+    ``length`` is in tokens; every so many steps, and at the end, so many pairs of the development set are evaluated.
+    """
+
+    model: str
+    data: str
+    batch: int
+    length: int
+    steps: int
+    seeds: int
+    every: int
+    evaluated: int
+    evaluated_last: int
+
+
+PAPER = Protocol(
+    "roberta-base", "glue", batch=32, length=128, steps=36_813, seeds=1, every=1000, evaluated=1000, evaluated_last=9815
+)  # 3 epochs
+REDUCED = Protocol(
+    "minilm", "mnli-23k", batch=16, length=48, steps=500, seeds=1, every=100, evaluated=1000, evaluated_last=2000
+)
+
+
+def configurations(protocol=REDUCED):
+    """Configurations of the study."""
+    return [_configuration(protocol, method, seed) for seed in range(protocol.seeds) for method in METHODS]
+
+
+def rates(protocol=REDUCED):
+    """Configurations of short runs that compare learning rates, the schedule being as short as they are."""
+    short = protocol._replace(steps=SWEPT_STEPS, every=SWEPT_STEPS, evaluated=500, evaluated_last=500)
+    methods = [method for method in METHODS if method["method"] in SWEPT]
+    return [
+        _configuration(short, method | {"lr": lr}, 0) | {"study": "mnli-rates"}
+        for lrs in zip(*(SWEPT[method["method"]] for method in methods), strict=True)
+        for method, lr in zip(methods, lrs, strict=True)
+    ]
+
+
+def _configuration(protocol, method, seed):
+    task = protocol._asdict()
+    del task["seeds"]
+    adapters = {"rank": RANK, "alpha": RANK, "dropout": DROPOUT}
+    return {"study": "mnli", **task, **adapters, "clip": CLIP, "head_lr": HEAD_LR, "seed": seed, **method}
+
+
+def run(config, *, checkpoints=None):
+    """Train on one configuration.
+
+    Parameters
+    ----------
+    config : dict
+        One of `configurations`.
+    checkpoints : path-like, optional
+        Folder in which the run saves its state at every evaluation, and from which it goes on.
+
+    Returns
+    -------
+    dict
+        ``loss``, ``seconds`` and ``update_seconds``, one a step: training loss, time, and the optimizer's part of it;
+        ``dev_step``, ``dev_loss`` and ``dev_accuracy``, after so many steps; ``last_loss`` and ``last_accuracy``, at
+        the end; ``diverged``, the step that has no finite loss, or None; ``data``, in words; the numbers of
+        ``parameters`` and of those ``trained``.
+    """
+    from analysis import finetuning  # imports torch, which drawing the records does without
+    from analysis.pairs import pairs
+
+    training = finetuning.Training(config, pairs(config["data"], config["model"], config["length"]))
+    path = Path(checkpoints, record_path("", config).stem + ".pt") if checkpoints else None
+    if path and path.exists():
+        finetuning.load(training, path)
+    results = training.results
+    for key in ("dev_step", "dev_loss", "dev_accuracy"):
+        results.setdefault(key, [])
+    while training.done < config["steps"] and all(map(math.isfinite, results["loss"][-1:])):
+        training.step()
+        if training.done % config["every"] == 0:
+            _evaluate(training)
+            if path:
+                finetuning.save(training, path)
+    diverged = not math.isfinite(results["loss"][-1])
+    last_loss, last_accuracy = (math.nan, math.nan) if diverged else training.evaluate(config["evaluated_last"])
+    sizes = [sum(p.numel() for p in part) for part in (training.model.parameters(), training.trained().values())]
+    return results | {
+        "diverged": training.done if diverged else None,
+        "last_loss": last_loss,
+        "last_accuracy": last_accuracy,
+        "data": training.data.source,
+        "parameters": sizes[0],
+        "trained": sizes[1],
+    }
+
+
+def _evaluate(training):
+    loss, accuracy = training.evaluate(training.config["evaluated"])
+    for key, value in (("dev_step", training.done), ("dev_loss", loss), ("dev_accuracy", accuracy)):
+        training.results[key].append(value)
+    print(
+        f"{training.config['method']}, lr {training.config['lr']:g}, step {training.done}: "
+        f"development loss {loss:.4f}, accuracy {accuracy:.3f}",
+        flush=True,
+    )
+
+
+def main(folder="records/mnli", configs=None, *, workers=1, **protocol):
+    """Run the study, or the configurations given, and return the records. Entries of `REDUCED` may be changed."""
+    configs = configurations(REDUCED._replace(**protocol)) if configs is None else configs
+    return run_study(partial(run, checkpoints=Path(folder, "checkpoints")), configs, folder, workers=workers)
+
+
+def _parser():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("records/mnli"), help="where the records go")
+    parser.add_argument("--paper", action="store_true", help="start from the paper's protocol, not the reduced one")
+    parser.add_argument("--rates", action="store_true", help="short runs that compare learning rates instead")
+    parser.add_argument("--workers", type=int, default=1, help="processes")
+    for name in Protocol._fields:
+        kind = type(getattr(REDUCED, name))
+        parser.add_argument(
+            f"--{name}", type=kind, default=argparse.SUPPRESS, help=f"default: {getattr(REDUCED, name)}"
+        )
+    return parser
+
+
+if __name__ == "__main__":
+    options = vars(_parser().parse_args())
+    given = {name: options[name] for name in Protocol._fields if name in options}
+    asked = (PAPER if options["paper"] else REDUCED)._replace(**given)
+    main(options["folder"], (rates if options["rates"] else configurations)(asked), workers=options["workers"])

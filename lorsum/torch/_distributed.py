@@ -1,0 +1,228 @@
+"""The mean of a gradient over processes, by whichever of three ways moves the fewest bytes.
+
+The rows of S and X can be gathered, their sum SᵀX all-reduced, or nothing but the thin products G V and Gᵀ U that a
+rule asks for. Every process ends up with the same bits.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import distributed as dist
+
+from lorsum import optim
+from lorsum.lowrank import LowRank
+from lorsum.torch import _bridge as bridge
+from lorsum.torch._gradient import half_to_single
+
+__all__ = ["Averaged", "Traffic", "cheapest", "processes"]
+
+
+class Traffic(NamedTuple):
+    """What a step moved between the processes for one adapter.
+
+    Attributes
+    ----------
+    what : {"rows", "sum", "products"}
+        S and X, SᵀX, or thin products.
+    nbytes : int
+        Bytes that each process sent.
+    """
+
+    what: str
+    nbytes: int
+
+
+def processes(group=None):
+    """Number of processes that gradients are averaged over."""
+    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
+
+
+class Averaged:
+    """The gradients of all adapters as means over the processes.
+
+    Parameters
+    ----------
+    captures : list of Capture
+        Of the adapters, in the same order in every process.
+    group : ProcessGroup, optional
+        Default: all processes.
+    seed : int
+        Of the random numbers, which must be the same in all processes.
+
+    Attributes
+    ----------
+    traffic : dict
+        By the adapter's name, what was moved for it.
+
+    Raises
+    ------
+    RuntimeError
+        If ``.grad`` is not the mean, over the processes, of what was captured; or if the seeds differ.
+    """
+
+    unchecked = False  # c would show if they were not what .grad comes from
+
+    def __init__(self, captures, group=None, seed=0):
+        self.group, self.traffic = group, {}
+        # Of each adapter: rows, or -1 if dense; the seed; ⟨A.grad, BᵀG⟩, ⟨B.grad, G Aᵀ⟩; rounding errors
+        told = torch.tensor(
+            [[_rows(c.gradient), seed, *_projections(c), float(c.gradient.rounding())] for c in captures],
+            dtype=torch.float64,
+            device=captures[0].adapter.B.device,
+        )
+        everyone = [torch.empty_like(told) for _ in range(processes(group))]
+        dist.all_gather(everyone, told, group=group)
+        heard = torch.stack(everyone).cpu()
+        self.rows = {c.adapter.B: heard[:, i, 0].int().tolist() for i, c in enumerate(captures)}
+        if len(set(heard[:, 0, 1].tolist())) > 1:
+            raise RuntimeError("`rng` is not the same in all processes; pass one integer.")
+        means = heard[:, :, 2:].mean(dim=0).tolist()
+        self.factors = {c.adapter.B: _common_factor(c.adapter, *mean) for c, mean in zip(captures, means, strict=True)}
+
+    def gradient(self, capture, rule):
+        """c G as the rule takes it."""
+        adapter, c = capture.adapter, self.factors[capture.adapter.B]
+        local = capture.gradient.times(c) if capture.gradient else _zero(adapter)
+        rows, count = self.rows[adapter.B], processes(self.group)
+        if max(rows) == 0:
+            raise RuntimeError(f"`{adapter.name}` has .grad, but no process has captured a call of it.")
+        way = cheapest(rule, adapter, rows, count)
+        self.traffic[adapter.name] = Traffic(way, 0)
+        if way == "rows":
+            return bridge.gradient_for(rule, self._gathered(local, adapter, rows))
+        if way == "sum":
+            local = local.to_dense() if isinstance(local, LowRank) else local
+            return bridge.gradient_for(rule, self._mean(local.contiguous(), adapter.name))
+        return _Products(bridge.to_arrays(local), adapter.shape, lambda product: self._mean(product, adapter.name))
+
+    def _mean(self, x, name):
+        """The mean of a tensor over the processes, which has the same bits in each of them."""
+        count = processes(self.group)
+        dist.all_reduce(x, group=self.group)
+        self._moved(name, 2 * (count - 1) / count * x.numel() * x.itemsize)
+        return x / count
+
+    def _gathered(self, local, adapter, rows):
+        """LowRank(Sᵀ / P, Xᵀ) with the rows of all P processes."""
+        m, n = adapter.shape
+        mine = half_to_single(torch.zeros(max(rows), m + n, dtype=local.U.dtype, device=local.U.device))
+        mine[: local.rank] = torch.cat([local.U.T, local.V.T], dim=1)
+        everyone = [torch.empty_like(mine) for _ in rows]
+        dist.all_gather(everyone, mine, group=self.group)
+        self._moved(adapter.name, (len(rows) - 1) * mine.numel() * mine.itemsize)
+        stacked = torch.cat([x[:count] for x, count in zip(everyone, rows, strict=True)])
+        return LowRank._of(stacked[:, :m].T / len(rows), stacked[:, m:].T)
+
+    def _moved(self, name, nbytes):
+        way, before = self.traffic[name]
+        self.traffic[name] = Traffic(way, before + round(nbytes))
+
+
+def cheapest(rule, adapter, rows, count):
+    """The way that moves the fewest bytes: "rows", "sum" or "products".
+
+    A gather makes each process send its rows to P − 1 others; a reduction of d numbers 2 d (P − 1) / P of them.
+    """
+    m, n = adapter.shape
+    reducing = 2 * (count - 1) / count
+    numbers = {"sum": reducing * m * n}
+    if min(rows) >= 0:
+        numbers["rows"] = (count - 1) * max(rows) * (m + n)
+    columns = product_columns(rule, adapter.rank)
+    if columns is not None and adapter.B.is_cpu:
+        numbers["products"] = reducing * columns * (m + n)
+    if "rows" in numbers and isinstance(getattr(rule, "scale", None), optim.KFAC):
+        return "rows"
+    return min(numbers, key=lambda way: numbers[way])
+
+
+def product_columns(rule, r):
+    """Columns of all V and U that a step multiplies G and Gᵀ by, each; None where it wants G itself."""
+    momentum = getattr(rule, "momentum", 0) > 0
+    if getattr(rule, "scale", None) is not None or isinstance(rule, optim.SVDLoRA):
+        return None
+    if isinstance(rule, optim.ProjectedOPLoRA):
+        return rule.iters * r + momentum * r
+    if isinstance(rule, optim.OPLoRA):
+        return rule.iters * (r + momentum * (rule.momentum_rank or r))
+    return r
+
+
+class _Products:
+    """A gradient known by its products with thin matrices: a ``LinearOperator`` to lorsum.
+
+    Parameters
+    ----------
+    local : LowRank or numpy.ndarray
+        This process's gradient.
+    shape : pair of int
+        Its shape.
+    mean : callable
+        The mean of a tensor over the processes.
+    """
+
+    def __init__(self, local, shape, mean):
+        self.local, self.shape, self.mean = local, shape, mean
+        self.dtype = local.dtype
+
+    @property
+    def T(self):
+        """The transpose."""
+        return _Products(self.local.T, self.shape[::-1], self.mean)
+
+    def matmat(self, X):
+        """The mean of G X."""
+        return self.mean(torch.from_numpy(np.ascontiguousarray(self.local @ X))).numpy()
+
+    def rmatmat(self, X):
+        """The mean of Gᵀ X."""
+        return self.T.matmat(X)
+
+    __matmul__ = matmat
+
+
+def _rows(gradient):
+    return -1 if gradient.dense is not None else gradient.rows
+
+
+def _zero(adapter):
+    """The gradient of an adapter that this process's batch has not passed."""
+    m, n = adapter.shape
+    B = half_to_single(adapter.B.detach())
+    return LowRank._of(B.new_zeros(m, 0), B.new_zeros(n, 0))
+
+
+def _projections(capture):
+    """⟨A.grad, BᵀG⟩ and ⟨B.grad, G Aᵀ⟩ with this process's G: linear in it, so that their mean is that of the mean."""
+    adapter = capture.adapter
+    if not capture.gradient:
+        return 0.0, 0.0
+    G, (U, V) = capture.gradient.times(1.0), map(half_to_single, adapter.matrix())
+    return float(torch.sum((G.T @ U).T * _as_matrix(adapter.A))), float(torch.sum(G @ V * _as_matrix(adapter.B)))
+
+
+def _as_matrix(p):
+    return half_to_single(p.grad).reshape(p.shape[0], -1)
+
+
+def _common_factor(adapter, with_A, with_B, rounding):
+    """c in A.grad = c BᵀG and B.grad = c G Aᵀ: ‖A.grad‖² / ⟨A.grad, BᵀG⟩, and the same for B."""
+    squares = [float(torch.sum(_as_matrix(p) ** 2)) for p in (adapter.A, adapter.B)]
+    half = any(p.dtype.itemsize < 4 for p in (adapter.A, adapter.B))
+    factors, slack = [], 1e-2 if half else 1e-3
+    for square, inner, other in zip(squares, (with_A, with_B), (adapter.B, adapter.A), strict=True):
+        if square > 0:
+            factors.append(square / inner if inner else math.inf)
+            slack = max(slack, 100 * rounding * float(other.detach().float().norm()) / square**0.5)
+    if not factors:
+        return 1.0
+    if not (min(factors) > 0 and max(factors) - min(factors) <= slack * min(factors)):
+        raise RuntimeError(
+            f"`{adapter.name}`: its .grad is no multiple of the mean over the processes of what was captured "
+            f"({', '.join(f'{c:.4g}' for c in factors)}). Is the model wrapped by DistributedDataParallel, was the "
+            "last backward pass outside of no_sync, and were all gradients multiplied by one factor?"
+        )
+    c = sum(factors) / len(factors)
+    return 1.0 if abs(c - 1) <= slack / 10 else c

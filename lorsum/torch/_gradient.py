@@ -1,0 +1,203 @@
+"""The gradient with respect to B·A of one adapter, as it is accumulated: pairs of S and X, or their dense sum."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import functional as F
+from torch.nn.grad import conv1d_weight, conv2d_weight
+
+from lorsum.lowrank import LowRank
+
+__all__ = ["FORMS", "ConvolutionView", "Gradient", "LinearView", "half_to_single", "norm"]
+
+FORMS = ("auto", "pairs", "dense")
+MANY = 128  # rows, from which a pass over S for its zeros costs next to nothing
+
+
+class LinearView(NamedTuple):
+    """How the calls of a linear pair give S and X: one row a token."""
+
+    shape: tuple[int, int]
+
+    def rows(self, S):
+        """Number of rows of a call."""
+        return S.numel() // self.shape[0]
+
+    def pair(self, S, X):
+        """S and X as matrices, shapes (N, d_out) and (N, d_in)."""
+        return S.reshape(-1, self.shape[0]), X.reshape(-1, self.shape[1])
+
+    def product(self, S, X):
+        """SᵀX, shape (d_out, d_in)."""
+        S, X = self.pair(S, X)
+        return half_to_single(S).T @ half_to_single(X)
+
+
+class ConvolutionView(NamedTuple):
+    """How the calls of a convolutional pair give S and X: one row an output position, of which X holds the patch."""
+
+    shape: tuple[int, int]
+    conv: Any
+
+    def rows(self, S):
+        """Number of rows of a call."""
+        return S.numel() // self.shape[0]
+
+    def pair(self, S, X):
+        """S and X as matrices, shapes (N, d_out) and (N, d_in · kernel)."""
+        S, X, padding = self._batched(S, X)
+        dims = len(self.conv.kernel_size)
+        missing = (1,) * (2 - dims)  # F.unfold knows images only: a sequence is one of height 1
+        X = F.unfold(
+            X.reshape(*X.shape[:2], *missing, *X.shape[2:]),
+            missing + self.conv.kernel_size,
+            missing + self.conv.dilation,
+            (0,) * len(missing) + padding,
+            missing + self.conv.stride,
+        )
+        return S.flatten(2).mT.reshape(-1, self.shape[0]), X.mT.reshape(-1, self.shape[1])
+
+    def product(self, S, X):
+        """SᵀX, shape (d_out, d_in · kernel): the weight gradient of the convolution that B·A is; no patch is copied."""
+        S, X, padding = self._batched(S, X)
+        conv, size = self.conv, (self.shape[0], X.shape[1], *self.conv.kernel_size)
+        weight_gradient = conv1d_weight if len(conv.kernel_size) == 1 else conv2d_weight
+        G = weight_gradient(half_to_single(X), size, half_to_single(S), conv.stride, padding, conv.dilation)
+        return G.reshape(self.shape)
+
+    def _batched(self, S, X):
+        """Both with a batch dimension, X padded as far as the weight gradient does not know how to, and the padding."""
+        conv, dims = self.conv, len(self.conv.kernel_size)
+        if X.ndim == dims + 1:
+            S, X = S[None], X[None]
+        if conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
+            return S, X, conv.padding
+        mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+        return S, F.pad(X, conv._reversed_padding_repeated_twice, mode=mode), (0,) * dims
+
+
+class Gradient:
+    """A gradient Σ SᵀX that is added to call by call.
+
+    N rows of S and X are N (m + n) numbers, their sum m n: where the pairs would take more, and ``form`` is "auto",
+    the sum is kept. Rows of zeros in S, as those of padding tokens are, are left out on the CPU.
+
+    Parameters
+    ----------
+    shape : pair of int
+        (m, n) = (d_out, d_in).
+    form : {"auto", "pairs", "dense", "rows"}
+        What is kept; "rows" is "pairs" with their zeros.
+    """
+
+    def __init__(self, shape, form="auto"):
+        self.shape, self.form = shape, form
+        self.pairs: list = []
+        self.dense: Any = None
+        self.noise: Any = 0.0  # a bound of the rounding errors of the dense sum
+        self.changes = 0
+
+    def __bool__(self):
+        return bool(self.pairs) or self.dense is not None
+
+    @property
+    def rows(self):
+        """Number of rows in the pairs."""
+        return sum(len(S) for S, _ in self.pairs)
+
+    @property
+    def nbytes(self):
+        """Bytes that are held, a storage that several tensors share being counted once."""
+        held = [self.dense] if self.dense is not None else [x for pair in self.pairs for x in pair]
+        storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in held}
+        return sum(storages.values())
+
+    def add(self, view, S, X, borrowed=""):
+        """Add SᵀX of one call; those of "S" and "X" that are borrowed are copied where they are kept."""
+        self.changes += 1
+        if isinstance(view, LinearView) and self.form != "rows":
+            S, X = view.pair(S, X)
+            S, X, borrowed = _without_zeros(S, X, borrowed)
+        if self._stays_paired(view.rows(S)):
+            self.pairs.append(view.pair(S.clone() if "S" in borrowed else S, X.clone() if "X" in borrowed else X))
+        else:
+            self._add_dense(view.product(S, X), _rounding(S, X))
+
+    def merge(self, other):
+        """Add another gradient, which is used up."""
+        self.changes += 1
+        if other.dense is not None:
+            self._add_dense(other.dense, other.noise)
+        elif self._stays_paired(other.rows):
+            self.pairs += other.pairs
+        else:
+            for pair in other.pairs:
+                self._add_dense(LinearView(self.shape).product(*pair), _rounding(*pair))
+        other.clear()
+
+    def scale(self, c):
+        """Multiply by a number."""
+        if c == 1:
+            return
+        self.changes += 1
+        self.pairs = [(S * c, X) for S, X in self.pairs]
+        self.dense = None if self.dense is None else self.dense * c
+        self.noise = self.noise * abs(c)
+
+    def clear(self):
+        """Back to nothing."""
+        self.changes += 1
+        self.pairs, self.dense = [], None
+        self.noise = 0.0
+
+    def times(self, c):
+        """c Σ SᵀX in the precision to compute in: a LowRank(Sᵀ, Xᵀ), or a dense tensor."""
+        if self.dense is not None:
+            return self.dense if c == 1 else c * self.dense
+        S, X = (half_to_single(x[0] if len(x) == 1 else torch.cat(x)) for x in zip(*self.pairs, strict=True))
+        return LowRank._of((S if c == 1 else c * S).T, X.T)
+
+    def rounding(self):
+        """A bound of how much rounding may have changed the sum in autograd's arithmetic: Σ ε ‖S‖ ‖X‖."""
+        return self.noise + sum(_rounding(*pair) for pair in self.pairs)
+
+    def _stays_paired(self, rows):
+        if self.form != "auto" or self.dense is not None:
+            return self.form in ("pairs", "rows")
+        m, n = self.shape
+        return (self.rows + rows) * (m + n) <= m * n
+
+    def _add_dense(self, G, noise):
+        for pair in self.pairs:
+            G += LinearView(self.shape).product(*pair)
+            noise = noise + _rounding(*pair)
+        self.pairs = []
+        self.noise = self.noise + noise
+        self.dense = G if self.dense is None else self.dense.add_(G)
+
+
+def _without_zeros(S, X, borrowed):
+    """The rows in which S is not zero, where that saves much; accelerators are not asked, which would have to wait."""
+    if len(S) < MANY or not S.is_cpu:
+        return S, X, borrowed
+    sizes = torch.linalg.vector_norm(S, dim=1, dtype=torch.float32 if S.dtype.itemsize < 4 else None)
+    (kept,) = torch.nonzero(sizes, as_tuple=True)
+    # Squares below the smallest number are zero too: next to a row of this size, such a row is below its rounding error
+    if len(kept) > 0.75 * len(S) or not float(sizes.max()) > 1e-12:
+        return S, X, borrowed
+    return S[kept], X[kept], ""
+
+
+def _rounding(S, X):
+    return max(torch.finfo(S.dtype).eps, torch.finfo(X.dtype).eps) * norm(S) * norm(X)
+
+
+def norm(x):
+    """Frobenius norm, in at least single precision: a number, or on an accelerator a tensor, so that nothing waits."""
+    size = torch.linalg.vector_norm(half_to_single(x))
+    return size.item() if x.is_cpu else size
+
+
+def half_to_single(x):
+    """Half precision as float32, everything else as it is."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -1,0 +1,62 @@
+"""Table 1, column MNIST: LeNet5's test accuracy averaged over the epochs, beside the paper's numbers (on request)."""
+
+import numpy as np
+
+from paper_figures import table1_table
+from paper_figures.curves import BOOTSTRAP, Curve, median_interval, methods
+from paper_figures.files import Product
+from paper_figures.mnist import stretch
+from paper_figures.protocol import stated
+from paper_figures.style import appearance, draw_curve, keys_of, sheet
+
+__all__ = ["STUDIES", "make"]
+
+STUDIES = ("lenet5",)
+_OURS = {"color": "0.3", "marker": "o", "markersize": 5, "linestyle": "none"}
+_PAPER = {"color": "0.4", "marker": "D", "markersize": 4, "fillstyle": "none", "linestyle": "none"}
+_APART = 0.17  # of the two marks in a row
+
+
+def make(records):
+    """The figure from LeNet5's records."""
+    records = records["lenet5"]
+    compared, caption = methods(records), _caption(records)
+    keys = keys_of(compared) | {"right panel": {"mean ± std over the seeds": _OURS, "paper: mean ± std": _PAPER}}
+    figure, axes = sheet(1, (0.55, 1.6), keys, caption, width=9.5, panel_height=3.1)
+    curves = [_curve(method) for method in compared]
+    for curve in curves:
+        draw_curve(axes[0, 0], curve, marker=".")
+    axes[0, 0].set(title="test accuracy (%)", xlabel="epoch")
+    axes[0, 0].xaxis.get_major_locator().set_params(integer=True)
+    stretch(axes[0, 0], curves)
+    _compare(axes[0, 1], compared)
+    return Product(figure, caption, table1_table.table(records), curves)
+
+
+def _curve(method):
+    accuracy = 100 * method.values("accuracy")
+    x = np.arange(1, accuracy.shape[1] + 1)
+    return Curve("test accuracy (%)", "test accuracy (%)", method, x, median_interval(accuracy))
+
+
+def _compare(axis, compared):
+    """The averages and the paper's, each with its standard deviation over the seeds."""
+    for y, method in enumerate(compared):
+        marks = [(table1_table.average(method), -_APART, _OURS | {"color": appearance(method.config)["color"]})]
+        if (paper := table1_table.published(method.config)) is not None:
+            marks.append((paper, _APART, _PAPER))
+        for value, shift, look in marks:
+            axis.errorbar(value.mean, y + shift, xerr=np.nan_to_num(value.std), elinewidth=1, **look)
+    axis.set(title="test accuracy averaged over the epochs (%)", yticks=range(len(compared)))
+    axis.set_yticklabels([method.name for method in compared])
+    axis.invert_yaxis()
+
+
+def _caption(records):
+    config = records[0]["config"]
+    return (
+        f"LeNet5, {stated(records)}; batches of {config['batch']}. The linear layers' weights are frozen and have "
+        f"adapters of rank {config['rank']}, with A ~ N(0, 1) and B = 0 at first; biases and convolutions are trained "
+        f"beside them. Data: {config['data']}, resized to 32 × 32. Equal seeds have the same network and order of the "
+        f"images for all methods. Lines: median over the seeds; bands: {BOOTSTRAP}. Learning rates are the paper's."
+    )

@@ -1,0 +1,126 @@
+"""Steps that start in the backward pass: the results are the same, whatever happens between it and the step."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from lorsum.torch import OPLoRA, SVDLoRA, _ahead, add_lora
+
+
+def network():
+    torch.manual_seed(0)
+    model = add_lora(nn.Sequential(nn.Linear(12, 10), nn.Tanh(), nn.Linear(10, 8), nn.Tanh(), nn.Linear(8, 6)), 3)
+    for layer in model[::2]:
+        nn.init.normal_(layer.lora_B.weight, std=0.3)
+    return model
+
+
+def backward(model, step):
+    (model(torch.randn(4, 12, generator=torch.Generator().manual_seed(step))) ** 2).mean().backward()
+
+
+def nothing(model, optimizer):
+    pass
+
+
+def clipped(model, optimizer):
+    nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+
+
+def clipped_by_nothing(model, optimizer):
+    nn.utils.clip_grad_norm_(model.parameters(), 1e6)
+
+
+def another_backward(model, optimizer):
+    backward(model, 99)
+
+
+def begun_anew(model, optimizer):
+    model.zero_grad()
+    backward(model, 99)
+
+
+def a_new_learning_rate(model, optimizer):
+    for group in optimizer.param_groups:
+        group["lr"] *= 0.5
+
+
+def other_weights(model, optimizer):
+    with torch.no_grad():
+        model[0].lora_A.weight.mul_(1.1)
+
+
+BETWEEN = [nothing, clipped, clipped_by_nothing, another_backward, begun_anew, a_new_learning_rate, other_weights]
+
+
+def trained(between, overlap, Optimizer=OPLoRA):
+    model = network()
+    optimizer = Optimizer(model, lr=0.05, momentum=0.9, overlap=overlap)
+    for step in range(5):
+        optimizer.zero_grad()
+        backward(model, step)
+        between(model, optimizer)
+        optimizer.step()
+    held = [x for p in model.parameters() if p in optimizer.state for x in optimizer.state[p].values()]
+    return [p.detach() for p in model.parameters()] + held
+
+
+@pytest.mark.parametrize("between", BETWEEN)
+@pytest.mark.parametrize("Optimizer", [OPLoRA, SVDLoRA])
+def test_results_are_the_same_bit_for_bit(between, Optimizer):
+    for one, other in zip(trained(between, True, Optimizer), trained(between, False, Optimizer), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("between", BETWEEN)
+def test_steps_are_computed_in_the_backward_pass_and_taken_where_they_are_good(between, monkeypatch):
+    threads = []
+
+    def recorded(*arguments, stepped=_ahead.stepped):
+        threads.append(threading.current_thread().name)
+        return stepped(*arguments)
+
+    monkeypatch.setattr(_ahead, "stepped", recorded)
+    monkeypatch.setattr("lorsum.torch._base.stepped", recorded)
+    model = network()
+    optimizer = OPLoRA(model, lr=0.05, momentum=0.9, overlap=True)
+    backward(model, 0)
+    between(model, optimizer)
+    before = len(threads)
+    optimizer.step()
+    in_step = [name for name in threads if not name.startswith("lorsum")]
+    expected = {clipped: 3, a_new_learning_rate: 3, other_weights: 1}.get(between, 0)
+    assert len(in_step) == expected
+    assert before <= len(threads)
+    assert any(name.startswith("lorsum") for name in threads)
+
+
+def test_a_step_begins_before_the_backward_pass_has_ended():
+    """The last layer's step is done while the first layer's gradient waits for it."""
+    model = network()
+    optimizer = OPLoRA(model, lr=0.05, overlap=True)
+    done = []
+
+    def wait(grad):
+        (_, future), *_ = optimizer._ahead.started.values()
+        future.result(timeout=60)
+        done.append(len(optimizer._ahead.started))
+
+    x = torch.randn(4, 12, requires_grad=True)
+    x.register_hook(wait)
+    h = model[0](x)
+    h.register_hook(wait)
+    model[1:](h).square().mean().backward()
+    assert done == [2, 3]
+    optimizer.step()
+
+
+def test_errors_are_raised_in_the_step():
+    model = network()
+    optimizer = OPLoRA(model, lr=0.05, overlap=True)
+    (model(torch.ones(4, 12)) * torch.inf).sum().backward()
+    with pytest.raises((ValueError, RuntimeError)) as raised:
+        optimizer.step()
+    assert "`0`" in str(raised.value) + "".join(getattr(raised.value, "__notes__", []))
