@@ -22,7 +22,7 @@ from lorsum._triangles import BLOCK, inverse_root, is_finite, orthonormal, times
 
 __all__ = ["alternating", "balanced", "combined", "compressed"]
 
-ROWS = 32  # rows that are multiplied at a time: as many streams as a processor fetches ahead
+ROWS = 32  # rows that are multiplied at a time, at the least: as many streams as a processor fetches ahead
 UNTHREADED = 2**18  # multiplications up to which OpenBLAS stays in one thread, and does not copy its operands first
 STACKED = 2**16  # numbers in all terms up to which a copy of them costs less than products with each
 SMALL = 2**13  # numbers in one of more up to which this holds for it
@@ -247,7 +247,7 @@ def _combine_block(Ys, x, P, Y, blas):
                 part = A[x + y : x + min(y + step, width)]
                 gemm(blas[0], True, True, P[row : row + rank], part, beta, Y[:, y : y + step])
         else:
-            step = max(UNTHREADED // (width * len(Y)), ROWS // 4)
+            step = max(UNTHREADED // (width * len(Y)), ROWS)
             for first in range(0, rank, step):
                 part = A[first : first + step, x : x + width]
                 gemm(blas[0], True, False, P[row + first : row + first + len(part)], part, beta, Y)
@@ -267,7 +267,7 @@ def _add_products(Xs, x, X, part, Z, blas):
                 columns = A[x + y : x + min(y + step, width)]
                 gemm(blas[0], True, True, columns, X[:, y : y + step], 1.0 if y > 0 else 0.0, part[row : row + rank])
         else:
-            step = max(UNTHREADED // (width * len(X)), ROWS // 4)
+            step = max(UNTHREADED // (width * len(X)), ROWS)
             for first in range(0, rank, step):
                 rows = A[first : first + step, x : x + width]
                 gemm(blas[0], False, True, rows, X, 0.0, part[row + first : row + first + len(rows)])

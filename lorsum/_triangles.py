@@ -2,6 +2,8 @@
 
 Work of size r × r is in float64. A basis comes from the Cholesky factor of the Gram matrix where the conditioning
 allows that, in two passes where one would cost digits, and from a QR where two would too.
+
+Numba's cache of ``_kernels`` does not notice changes here: touch that file too.
 """
 
 import numpy as np
