@@ -23,7 +23,7 @@ def make(records):
     compared, caption = methods(records), _caption(records)
     keys = keys_of(compared) | {"right panel": {"mean ± std over the seeds": _OURS, "paper: mean ± std": _PAPER}}
     figure, axes = sheet(1, (0.55, 1.6), keys, caption, width=9.5, panel_height=3.1)
-    curves = [_curve(method) for method in compared]
+    curves = [_curve(method) for method in compared if table1_table.in_column(method)]
     for curve in curves:
         draw_curve(axes[0, 0], curve, marker=".")
     axes[0, 0].set(title="test accuracy (%)", xlabel="epoch")
@@ -48,7 +48,7 @@ def _compare(axis, compared):
         for value, shift, look in marks:
             axis.errorbar(value.mean, y + shift, xerr=np.nan_to_num(value.std), elinewidth=1, **look)
     axis.set(title="test accuracy averaged over the epochs (%)", yticks=range(len(compared)))
-    axis.set_yticklabels([method.name for method in compared])
+    axis.set_yticklabels([table1_table.name(method) for method in compared])
     axis.invert_yaxis()
 
 
@@ -56,7 +56,8 @@ def _caption(records):
     config = records[0]["config"]
     return (
         f"LeNet5, {stated(records)}; batches of {config['batch']}. The linear layers' weights are frozen and have "
-        f"adapters of rank {config['rank']}, with A ~ N(0, 1) and B = 0 at first; biases and convolutions are trained "
-        f"beside them. Data: {config['data']}, resized to 32 × 32. Equal seeds have the same network and order of the "
-        f"images for all methods. Lines: median over the seeds; bands: {BOOTSTRAP}. Learning rates are the paper's."
+        f"adapters of rank {config['rank']}, with B = 0 and A ~ N(0, 1) at first, or A uniform on ±1/√d_in where that "
+        "is said; biases and convolutions are trained beside them, at the same rate. Learning rates are the paper's. "
+        f"Data: {config['data']}, resized to 32 × 32. Equal seeds have the same network and order of the images for "
+        f"all methods. Lines: median over the seeds; bands: {BOOTSTRAP}."
     )
