@@ -1,5 +1,6 @@
 """LeNet5 on MNIST: the network and the rates of the protocol, learning, resuming, and the table beside the paper's."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -206,5 +207,7 @@ def test_the_figure_is_drawn(seeds):
     with rc_context(RC):
         product = table1.make({"lenet5": records})
         product.figure.canvas.draw()
+    keys = [key.get_window_extent() for key in product.figure.legends]
+    assert all(left.x1 < right.x0 for left, right in pairwise(keys)) and keys[-1].x1 < product.figure.bbox.x1
     assert SOURCE in product.caption
     assert len(product.curves) == 13 and len(methods(records)) == 13 + 3
