@@ -36,6 +36,8 @@ METHODS = [
     configuration("preconditioned adamw", lr=0.02),
     configuration("full adamw", lr=0.001),
 ]
+# Steps on the factors and AdamW's depend on the scale of A, which the paper does not tell; OPLoRA's do not, but for λ
+OTHER_INIT, SCALE_DEPENDENT = "uniform", ("lora sgd", "lora adamw", "preconditioned adamw")
 _OPTIMIZERS = {
     "lora sgd": torch.optim.SGD,
     "lora adamw": torch.optim.AdamW,
@@ -52,10 +54,14 @@ _TESTED_AT_ONCE = 500
 
 
 def configurations(*, seeds=3, epochs=20, source=None):
-    """Configurations of the study. ``source`` is the data set's, so that records of a part of it are not mixed up."""
+    """Configurations of the study, those with the other start of A at the end.
+
+    ``source`` is the data set's, so that records of a part of it are not mixed up.
+    """
     source = datasets.mnist().source if source is None else source
     task = {"study": "lenet5", "data": source, "epochs": epochs, "batch": BATCH, "rank": RANK, "init": INIT}
-    return [{**task, "seed": seed, **method} for seed in range(seeds) for method in METHODS]
+    compared = [{**task, "seed": seed, **method} for seed in range(seeds) for method in METHODS]
+    return compared + [{**c, "init": OTHER_INIT} for c in compared if c["method"] in SCALE_DEPENDENT]
 
 
 def run(config, *, checkpoints=None):
@@ -101,7 +107,7 @@ def network(seed, *, init=INIT):
         Of weights, biases and adapters.
     init : {"normal", "uniform", None}
         How A starts, B being zero: N(0, 1), as one factor of the paper's momentum; uniform on ±1/√d_in, as in PEFT; or
-        no adapters. Steps of LoRA and of AdamW depend on the scale of A, those of OPLoRA but for λ do not.
+        no adapters.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

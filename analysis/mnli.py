@@ -35,7 +35,8 @@ SWEPT_STEPS = 150
 class Protocol(NamedTuple):
     """What is trained on what, and how much of it.
 
-    ``length`` is in tokens; every so many steps, and at the end, so many pairs of the development set are evaluated.
+    ``length`` is in tokens; every so many steps, and at the end, so many pairs of the development set are evaluated;
+    ``precision``, of the forward and backward passes, is "float32" or "bfloat16" (by autocast).
     """
 
     model: str
@@ -47,14 +48,17 @@ class Protocol(NamedTuple):
     every: int
     evaluated: int
     evaluated_last: int
+    precision: str
 
 
 PAPER = Protocol(
-    "roberta-base", "glue", batch=32, length=128, steps=36_813, seeds=1, every=1000, evaluated=1000, evaluated_last=9815
-)  # 3 epochs
+    "roberta-base", "glue", batch=32, length=128, steps=36_813, seeds=1, every=1000, evaluated=1000,
+    evaluated_last=9815, precision="float32",
+)  # fmt: skip
 REDUCED = Protocol(
-    "minilm", "mnli-23k", batch=16, length=48, steps=500, seeds=1, every=100, evaluated=1000, evaluated_last=2000
-)
+    "minilm", "mnli-23k", batch=16, length=48, steps=500, seeds=1, every=100, evaluated=1000,
+    evaluated_last=2000, precision="bfloat16",
+)  # fmt: skip
 
 
 def configurations(protocol=REDUCED):
@@ -93,7 +97,7 @@ def run(config, *, checkpoints=None):
     Returns
     -------
     dict
-        ``loss``, ``seconds`` and ``update_seconds``, one a step: training loss, time, and the optimizer's part of it;
+        ``loss``, ``seconds`` and ``update_seconds``, one a step: training loss, processor time, and the optimizer's part;
         ``dev_step``, ``dev_loss`` and ``dev_accuracy``, after so many steps; ``last_loss`` and ``last_accuracy``, at
         the end; ``diverged``, the step that has no finite loss, or None; ``data``, in words; the numbers of
         ``parameters`` and of those ``trained``.

@@ -8,7 +8,7 @@ from paper_figures.files import Product
 from paper_figures.protocol import stated
 from paper_figures.style import appearance, draw_curve, keys_of, sheet
 
-__all__ = ["STUDIES", "make", "stretch"]
+__all__ = ["STUDIES", "extent", "make", "stretch"]
 
 STUDIES = ("mnist",)
 _MEAN = {"color": "0.3", "marker": "o", "markersize": 5, "linestyle": "none"}
@@ -26,7 +26,7 @@ def make(records):
     loss = [_curve("training loss", method, method.values("loss")) for method in compared]
     for axis, curves in zip(axes[0], (accuracy, loss), strict=False):
         _draw(axis, curves)
-    stretch(axes[0, 0], accuracy)
+    stretch(axes[0, 0], *extent(accuracy))
     axes[0, 1].set_yscale("log")
     _compare(axes[0, 2], compared)
     return Product(figure, caption, mnist_table.table(records), accuracy + loss)
@@ -43,12 +43,17 @@ def _draw(axis, curves):
     axis.xaxis.get_major_locator().set_params(integer=True)
 
 
-def stretch(axis, curves):
-    """Accuracies on the scale of the logarithm of the error, which tells the good ones apart."""
-    axis.set_yscale("function", functions=(lambda y: -np.log(np.maximum(100 - y, 1e-2)), lambda z: 100 - np.exp(-z)))
-    low, high = min(curve.y.low.min() for curve in curves), max(curve.y.high.max() for curve in curves)
-    axis.set_ylim(100 - 1.1 * (100 - low), 100 - 0.9 * (100 - high))
-    axis.set_yticks([tick for tick in _TICKS if low <= tick <= high])
+def extent(curves):
+    """Smallest and largest value of the curves, their bands included."""
+    return min(curve.y.low.min() for curve in curves), max(curve.y.high.max() for curve in curves)
+
+
+def stretch(axis, low, high, which="y"):
+    """Accuracies between two on the scale of the logarithm of the error, which tells the good ones apart."""
+    functions = (lambda y: -np.log(np.maximum(100 - y, 1e-2)), lambda z: 100 - np.exp(-z))
+    ticks = [tick for tick in _TICKS if low <= tick <= high]
+    getattr(axis, f"set_{which}scale")("function", functions=functions)
+    axis.set(**{f"{which}lim": (100 - 1.1 * (100 - low), 100 - 0.9 * (100 - high)), f"{which}ticks": ticks})
 
 
 def _compare(axis, compared):

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from analysis import linear, mnist
+from analysis import linear, mnist, mnli
 
 __all__ = ["PAPER", "REDUCED", "Size", "is_papers", "records_of", "stated"]
 
@@ -25,13 +25,15 @@ PAPER = {
     "linear": Size(seeds=5, epochs=100),
     "mnist": Size(seeds=3, epochs=20),
     "lenet5": Size(seeds=3, epochs=20),
+    "mnli": mnli.PAPER,
 }
 REDUCED = {
     "linear": PAPER["linear"],
     "mnist": Size(seeds=2, epochs=3),
     "lenet5": Size(seeds=1, epochs=1),
+    "mnli": mnli.REDUCED,
 }
-_STUDIES = {"linear": linear.main, "mnist": mnist.main, "lenet5": _lenet5}
+_STUDIES = {"linear": linear.main, "mnist": mnist.main, "lenet5": _lenet5, "mnli": mnli.main}
 
 
 def records_of(study, size, folder, *, workers=None):

@@ -5,7 +5,7 @@ import numpy as np
 from paper_figures import table1_table
 from paper_figures.curves import BOOTSTRAP, Curve, median_interval, methods
 from paper_figures.files import Product
-from paper_figures.mnist import stretch
+from paper_figures.mnist import extent, stretch
 from paper_figures.protocol import stated
 from paper_figures.style import appearance, draw_curve, keys_of, sheet
 
@@ -21,14 +21,14 @@ def make(records):
     """The figure from LeNet5's records."""
     records = records["lenet5"]
     compared, caption = methods(records), _caption(records)
-    keys = keys_of(compared) | {"right panel": {"mean ± std over the seeds": _OURS, "paper: mean ± std": _PAPER}}
-    figure, axes = sheet(1, (0.55, 1.6), keys, caption, width=9.5, panel_height=3.1)
-    curves = [_curve(method) for method in compared]
+    keys = keys_of(compared) | {"right panel": {"ours: mean ± std": _OURS, "paper: mean ± std": _PAPER}}
+    figure, axes = sheet(1, (0.55, 2.15), keys, caption, width=12, panel_height=3.1)
+    curves = [_curve(method) for method in compared if table1_table.in_column(method)]
     for curve in curves:
         draw_curve(axes[0, 0], curve, marker=".")
     axes[0, 0].set(title="test accuracy (%)", xlabel="epoch")
     axes[0, 0].xaxis.get_major_locator().set_params(integer=True)
-    stretch(axes[0, 0], curves)
+    stretch(axes[0, 0], *extent(curves))
     _compare(axes[0, 1], compared)
     return Product(figure, caption, table1_table.table(records), curves)
 
@@ -41,14 +41,17 @@ def _curve(method):
 
 def _compare(axis, compared):
     """The averages and the paper's, each with its standard deviation over the seeds."""
+    means = []
     for y, method in enumerate(compared):
         marks = [(table1_table.average(method), -_APART, _OURS | {"color": appearance(method.config)["color"]})]
         if (paper := table1_table.published(method.config)) is not None:
             marks.append((paper, _APART, _PAPER))
         for value, shift, look in marks:
+            means.append(value.mean)
             axis.errorbar(value.mean, y + shift, xerr=np.nan_to_num(value.std), elinewidth=1, **look)
+    stretch(axis, min(means), max(means), "x")
     axis.set(title="test accuracy averaged over the epochs (%)", yticks=range(len(compared)))
-    axis.set_yticklabels([method.name for method in compared])
+    axis.set_yticklabels([table1_table.name(method) for method in compared])
     axis.invert_yaxis()
 
 
@@ -56,7 +59,8 @@ def _caption(records):
     config = records[0]["config"]
     return (
         f"LeNet5, {stated(records)}; batches of {config['batch']}. The linear layers' weights are frozen and have "
-        f"adapters of rank {config['rank']}, with A ~ N(0, 1) and B = 0 at first; biases and convolutions are trained "
-        f"beside them. Data: {config['data']}, resized to 32 × 32. Equal seeds have the same network and order of the "
-        f"images for all methods. Lines: median over the seeds; bands: {BOOTSTRAP}. Learning rates are the paper's."
+        f"adapters of rank {config['rank']}, with B = 0 and A ~ N(0, 1) at first, or A uniform on ±1/√d_in where that "
+        "is said; biases and convolutions are trained beside them, at the same rate. Learning rates are the paper's. "
+        f"Data: {config['data']}, resized to 32 × 32. Equal seeds have the same network and order of the images for "
+        f"all methods. Lines: median over the seeds; bands: {BOOTSTRAP}."
     )

@@ -1,5 +1,6 @@
 """LeNet5 on MNIST: the network and the rates of the protocol, learning, resuming, and the table beside the paper's."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -70,8 +71,12 @@ def test_pooling_before_tanh_is_pooling_after_it():
 
 def test_all_methods_of_the_table_with_the_papers_rates():
     configs = lenet5.configurations(source=SOURCE)
-    assert len(configs) == 3 * 13
-    assert [config["seed"] for config in configs] == sorted(config["seed"] for config in configs)
+    column = configs[: 3 * 13]
+    assert {config["init"] for config in column} == {"normal"}
+    assert [config["seed"] for config in column] == sorted(config["seed"] for config in column)
+    assert {(config["init"], config["method"]) for config in configs[3 * 13 :]} == {
+        ("uniform", method) for method in ("lora sgd", "lora adamw", "preconditioned adamw")
+    }
     for config in configs:
         assert config["lr"] == LEARNING_RATES[config["method"]]
         assert (config["epochs"], config["batch"], config["rank"]) == (20, 64, 8)
@@ -89,6 +94,11 @@ def test_convolutions_and_biases_are_trained_at_the_adapters_rate(method):
     assert all(asked.items() <= group.items() for group in optimizer.param_groups)
     rules = [group["rule"] for group in optimizer.param_groups if "rule" in group]
     assert not rules or rules[1] == ("AdamW" if method.endswith("adamw") else "SGD")
+
+
+def test_the_start_of_A_is_told_by_its_spread():
+    spread = {init: lenet5.network(0, init=init)[7].lora_A.weight.std().item() for init in ("normal", "uniform")}
+    assert spread == pytest.approx({"normal": 1.0, "uniform": 1 / np.sqrt(3 * 400)}, rel=0.05)
 
 
 def test_equal_seeds_have_equal_networks_that_start_as_the_frozen_one():
@@ -169,18 +179,18 @@ def sentences(**made):
 
 def test_the_table_has_the_papers_numbers_beside_ours():
     rows = {row["method"].text: row for row in table1_table.table(made_up()).rows}
-    assert len(rows) == 13
+    assert len(rows) == 13 + 3
     assert rows["OPLoRA ×2"]["average over epochs"].text == rows["OPLoRA ×2"]["paper's average"].text == "98.55 ± 0.10"
     assert rows["SVDLoRA"]["difference"].values[""] == pytest.approx(0, abs=1e-9)
     assert "paper's average" not in rows["full AdamW"]
 
 
 def test_differences_beyond_two_standard_deviations_are_named():
-    assert "12 of 12 methods are within" in sentences()
+    assert "15 of 15 rows are within" in sentences()
     limit = 2 * np.hypot(0.106, 0.106)
-    assert "12 of 12 methods are within" in sentences(shift=0.98 * limit)
+    assert "15 of 15 rows are within" in sentences(shift=0.98 * limit)
     beyond = sentences(shift=-1.02 * limit)
-    assert "OPLoRA ×1 differs from the paper" in beyond and "11 of 12 methods are within" in beyond
+    assert "OPLoRA ×1 differs from the paper" in beyond and "14 of 15 rows are within" in beyond
     row = next(r for r in table1_table.table(made_up(shift=-0.3)).rows if r["method"].text == "OPLoRA ×1")
     assert (row["difference"].text, row["in combined std"].text) == ("-0.30", "-2.0")
 
@@ -197,5 +207,7 @@ def test_the_figure_is_drawn(seeds):
     with rc_context(RC):
         product = table1.make({"lenet5": records})
         product.figure.canvas.draw()
+    keys = [key.get_window_extent() for key in product.figure.legends]
+    assert all(left.x1 < right.x0 for left, right in pairwise(keys)) and keys[-1].x1 < product.figure.bbox.x1
     assert SOURCE in product.caption
-    assert len(product.curves) == len(methods(records)) == 13
+    assert len(product.curves) == 13 and len(methods(records)) == 13 + 3

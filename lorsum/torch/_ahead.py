@@ -51,5 +51,5 @@ def _stepped(rule, W, G, state):
 
 
 def _basis(rule, capture):
-    """What a step depends on: the options, the gradient, and the weights."""
-    return rule, capture.gradient, capture.gradient.changes, capture.adapter.A._version, capture.adapter.B._version
+    """What a step depends on beside the gradient, each change of which begins it anew: the options and the weights."""
+    return rule, capture.adapter.A._version, capture.adapter.B._version

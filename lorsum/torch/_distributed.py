@@ -131,7 +131,7 @@ def cheapest(rule, adapter, rows, count):
     if min(rows) >= 0:
         numbers["rows"] = (count - 1) * max(rows) * (m + n)
     columns = product_columns(rule, adapter.rank)
-    if columns is not None and adapter.B.is_cpu:
+    if columns is not None and adapter.B.is_cpu:  # operators in lorsum's sums are NumPy's
         numbers["products"] = reducing * columns * (m + n)
     if "rows" in numbers and isinstance(getattr(rule, "scale", None), optim.KFAC):
         return "rows"

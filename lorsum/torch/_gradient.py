@@ -95,7 +95,6 @@ class Gradient:
         self.pairs: list = []
         self.dense: Any = None
         self.noise: Any = 0.0  # a bound of the rounding errors of the dense sum
-        self.changes = 0
 
     def __bool__(self):
         return bool(self.pairs) or self.dense is not None
@@ -114,7 +113,6 @@ class Gradient:
 
     def add(self, view, S, X, borrowed=""):
         """Add SᵀX of one call; those of "S" and "X" that are borrowed are copied where they are kept."""
-        self.changes += 1
         if isinstance(view, LinearView) and self.form != "rows":
             S, X = view.pair(S, X)
             S, X, borrowed = _without_zeros(S, X, borrowed)
@@ -125,7 +123,6 @@ class Gradient:
 
     def merge(self, other):
         """Add another gradient, which is used up."""
-        self.changes += 1
         if other.dense is not None:
             self._add_dense(other.dense, other.noise)
         elif self._stays_paired(other.rows):
@@ -139,14 +136,12 @@ class Gradient:
         """Multiply by a number."""
         if c == 1:
             return
-        self.changes += 1
         self.pairs = [(S * c, X) for S, X in self.pairs]
         self.dense = None if self.dense is None else self.dense * c
         self.noise = self.noise * abs(c)
 
     def clear(self):
         """Back to nothing."""
-        self.changes += 1
         self.pairs, self.dense = [], None
         self.noise = 0.0
 

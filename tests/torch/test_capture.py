@@ -6,6 +6,7 @@ import io
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -390,21 +391,21 @@ def test_an_input_that_layers_share_is_counted_with_each():
 
 
 def test_checkpointing_keeps_no_input_between_forward_and_backward():
-    """Its point is memory: the input of an adapter must not outlive the forward pass."""
-    import weakref
-
-    layer, kept = LoRALinear((30, 20), rank=2), []
-    OPLoRA_ = OPLoRA(layer, lr=0.1)
+    """Its point is memory: what an adapter's input is stored in must not outlive the forward pass."""
+    layer, stored = LoRALinear((30, 20), rank=2), []
+    optimizer = OPLoRA(layer, lr=0.1)
 
     def block(x):
         x = x * 2
-        kept.append(weakref.ref(x))
+        stored.append(StorageWeakRef(x.untyped_storage()))
         return layer(x)
 
-    y = checkpoint(block, inputs(4, 30).requires_grad_(), use_reentrant=False)
-    assert kept[0]() is None
-    y.sum().backward()
-    assert OPLoRA_.gradients()
+    outputs = block(inputs(4, 30))
+    assert not stored.pop().expired()
+    outputs = checkpoint(block, inputs(4, 30).requires_grad_(), use_reentrant=False)
+    assert stored.pop().expired()
+    outputs.sum().backward()
+    assert optimizer.gradients()
 
 
 def test_hooks_end_with_the_optimizer():

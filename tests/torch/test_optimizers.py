@@ -319,6 +319,17 @@ def test_loading_another_rule_is_refused():
         made("Shampoo", model).load_state_dict(saved)
 
 
+def test_a_backward_pass_through_weights_that_a_step_has_changed_is_an_error():
+    """Autograd's own, which must be told of the change."""
+    model = network()
+    optimizer = OPLoRA(model, lr=0.1)
+    backward(model, 0)
+    loss = model(batch(1)).sum()
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_closures_are_run_again():
     model, twin = network(), network()
     optimizer, expected = OPLoRA(model, lr=0.1, momentum=0.9), OPLoRA(twin, lr=0.1, momentum=0.9)
