@@ -14,12 +14,35 @@ def blocks(language):
 
 
 def test_the_example_runs_and_says_what_its_comments_say(capsys):
-    (example,) = blocks("python")
     names = {}
-    exec(example, names)
+    exec(blocks("python")[0], names)
     assert names["X"].rank == names["W"].rank == 8
     assert names["ls"].gap(names["X"], names["target"]).excess < 1e-9
     assert capsys.readouterr().out.startswith("Gap(error=")
+
+
+def test_the_lines_for_peft_train_a_model():
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    names = {"model": transformers.BertModel(transformers.BertConfig(vocab_size=50, **size))}
+    before = {name: p.clone() for name, p in names["model"].named_parameters()}
+    exec(blocks("python")[1], names)
+    model, optimizer, losses = names["model"], names["optimizer"], []
+    tokens = torch.arange(24).reshape(4, 6)
+    for _ in range(5):
+        loss = model(tokens).last_hidden_state.square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert len(optimizer.adapters) == 4  # query and value of two layers
+    base = model.get_base_model()
+    for name, p in before.items():
+        assert torch.equal(
+            p, base.get_parameter(name.replace("query.", "query.base_layer.").replace("value.", "value.base_layer."))
+        )
 
 
 def test_there_are_two_commands_one_for_the_main_job_and_one_for_the_tests():
