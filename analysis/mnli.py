@@ -97,7 +97,7 @@ def run(config, *, checkpoints=None):
     Returns
     -------
     dict
-        ``loss``, ``seconds`` and ``update_seconds``, one a step: training loss, processor time, and the optimizer's part;
+        ``loss``, ``seconds`` and ``update_seconds``, one a step: training loss, processor time, the optimizer's part;
         ``dev_step``, ``dev_loss`` and ``dev_accuracy``, after so many steps; ``last_loss`` and ``last_accuracy``, at
         the end; ``diverged``, the step that has no finite loss, or None; ``data``, in words; the numbers of
         ``parameters`` and of those ``trained``.

@@ -21,6 +21,7 @@ def test_the_example_runs_and_says_what_its_comments_say(capsys):
     assert capsys.readouterr().out.startswith("Gap(error=")
 
 
+@pytest.mark.filterwarnings("default")  # theirs are not ours to mend
 def test_the_lines_for_peft_train_a_model():
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     torch.manual_seed(0)
