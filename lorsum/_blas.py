@@ -50,7 +50,8 @@ def gemm(address, transpose_a, transpose_b, A, B, beta, C):
     k = A.shape[0] if transpose_a else A.shape[1]
     letters = (TRANSPOSED if transpose_b else NORMAL, TRANSPOSED if transpose_a else NORMAL)
     first, second, result = (B.ctypes.data, _leading(B)), (A.ctypes.data, _leading(A)), (C.ctypes.data, _leading(C))
-    _fortran(address, (*letters, C.shape[1], C.shape[0], k, number(1), *first, *second, number(beta), *result))
+    arguments = (*letters, C.shape[1], C.shape[0], k, number(1), *first, *second, number(beta), *result)
+    _fortran(address, arguments)  # type: ignore[call-arg]  # the typing context comes from Numba
 
 
 @njit(cache=True)

@@ -121,7 +121,7 @@ def _in_threads(run, count):
     """
     from numba import config
 
-    threads = min(config.NUMBA_NUM_THREADS, count)
+    threads = min(config.NUMBA_NUM_THREADS, count)  # type: ignore[attr-defined]  # set when Numba starts
     if threads == 1:
         return [run(0, count)]
     bounds = [count * i // threads for i in range(threads + 1)]

@@ -29,10 +29,10 @@ def test_the_lines_for_peft_train_a_model():
     names = {"model": transformers.BertModel(transformers.BertConfig(vocab_size=50, **size))}
     before = {name: p.clone() for name, p in names["model"].named_parameters()}
     exec(blocks("python")[1], names)
-    model, optimizer, losses = names["model"], names["optimizer"], []
-    tokens = torch.arange(24).reshape(4, 6)
-    for _ in range(5):
-        loss = model(tokens).last_hidden_state.square().mean()
+    model, optimizer, losses = names["model"].eval(), names["optimizer"], []  # without the base's dropout
+    tokens, wanted = torch.arange(24).reshape(4, 6), torch.randn(4, 6, 16)
+    for _ in range(20):
+        loss = (model(tokens).last_hidden_state - wanted).square().sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
