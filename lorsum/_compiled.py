@@ -1,5 +1,6 @@
 """The door to the Numba kernels: which problems they take, and the call. Anything else is answered with None."""
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -107,11 +108,15 @@ def _as_it_lies(factor):
         factor = factor.copy(order="K")
         flags = factor.flags
     if flags.c_contiguous:
-        return (factor[None] if factor.ndim == 2 else factor.reshape(-1, *factor.shape[-2:])), True
+        return _as_batch(factor), True
     rows = factor.mT if flags.f_contiguous or factor.ndim > 2 else factor.T
     if not rows.flags.c_contiguous:
         rows = np.ascontiguousarray(rows)
-    return (rows[None] if rows.ndim == 2 else rows.reshape(-1, *rows.shape[-2:])), False
+    return _as_batch(rows), False
+
+
+def _as_batch(x):
+    return x[None] if x.ndim == 2 else x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
 
 
 def _in_threads(run, count):

@@ -145,6 +145,12 @@ def test_a_batch_is_a_loop_in_any_number_of_threads(threads, options, monkeypatc
         assert np.array_equal(X.V[i // 3, i % 3], alone.V)
 
 
+def test_the_gradient_of_an_empty_batch_of_samples_in_a_batch():
+    W, empty = normal_lowrank(np.random.default_rng(8), 20, 15, 3), LowRank(np.zeros((20, 0)), np.zeros((15, 0)))
+    X = lorsum(stacked([W - 0.1 * empty, W - 0.1 * empty], (2,)))
+    assert distance(LowRank(X.U[1], X.V[1]), W) < 1e-14
+
+
 def test_one_dependent_matrix_in_a_batch_leads_all_to_the_general_path():
     W = normal_lowrank(np.random.default_rng(4), 20, 15, 3)
     zero = LowRank(np.zeros_like(W.U), W.V)
