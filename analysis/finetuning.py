@@ -1,6 +1,7 @@
 """Training the adapters and the head of a pretrained classifier, in steps that a checkpoint can interrupt."""
 
 import dataclasses
+import math
 import os
 import time
 
@@ -64,19 +65,20 @@ class Training:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def step(self):
-        """One step on the next batch; its loss."""
+        """One step on the next batch; its loss. Where the gradient is not finite nothing moves, and the loss is nan."""
         batch = self._batch(self.data.train, self._numbers(self.done))
         start = time.process_time()
         self.optimizer.zero_grad()
         with self._precision():
             loss = self.model(**batch).loss
         loss.backward()
-        clip_grad_norm_(self.trained().values(), self.config["clip"])
+        finite = clip_grad_norm_(self.trained().values(), self.config["clip"]).isfinite()
         before_update = time.process_time()
-        self.optimizer.step()
+        if finite:
+            self.optimizer.step()
         self.schedule.step()
         end = time.process_time()
-        value = loss.item()
+        value = loss.item() if finite else math.nan
         for key, x in (("loss", value), ("seconds", end - start), ("update_seconds", end - before_update)):
             self.results[key].append(x)
         return value

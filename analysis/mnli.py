@@ -1,7 +1,8 @@
 """LoRA on MNLI by a pretrained transformer: adapters on its query and value projections, and a head.
 
 Without options: a MiniLM of 22.7 million parameters on a part of the training pairs, in shorter and fewer batches than
-the paper's, about 40 minutes on one core. ``--paper`` is the paper's protocol, for a machine that reaches the hub.
+the paper's, about half an hour on one core; short runs choose the learning rates. ``--paper`` is the paper's protocol,
+for a machine that reaches the hub.
 """
 
 import argparse
@@ -10,10 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from analysis.methods import configuration
 from analysis.records import record_path, run_study
 
-__all__ = ["PAPER", "REDUCED", "Protocol", "configurations", "main", "rates", "run"]
+__all__ = ["PAPER", "REDUCED", "Protocol", "best", "configurations", "main", "rates", "run"]
 
 RANK, DROPOUT, CLIP, HEAD_LR = 8, 0.1, 1.0, 1e-3
 METHODS = [
@@ -23,20 +26,22 @@ METHODS = [
     configuration("oplora", lr=5e-3, momentum=0.9, reg=1e-2, iters=2),
     configuration("svdlora", lr=5e-3, momentum=0.9),
 ]
-# Learning rates that short runs compare; projected OPLoRA and SVDLoRA take OPLoRA's, so that the three compare
+# Learning rates that short runs compare, the paper's for RoBERTa first; OPLoRA's is for those that follow it, too
 SWEPT = {
     "oplora": (5e-3, 5e-2, 2e-1),
     "preconditioned sgd": (2e-3, 2e-2, 1e-1),
     "lora adamw": (2e-4, 1e-3, 5e-3),
 }
-SWEPT_STEPS = 150
+SWEPT_STEPS, JUDGED_STEPS = 150, 50
+FOLLOWERS = ("oplora", "projected oplora", "svdlora")
 
 
 class Protocol(NamedTuple):
     """What is trained on what, and how much of it.
 
     ``length`` is in tokens; every so many steps, and at the end, so many pairs of the development set are evaluated;
-    ``precision``, of the forward and backward passes, is "float32" or "bfloat16" (by autocast).
+    ``precision``, of the forward and backward passes, is "float32" or "bfloat16" (by autocast); ``tuned``: learning
+    rates are chosen by short runs.
     """
 
     model: str
@@ -49,21 +54,23 @@ class Protocol(NamedTuple):
     evaluated: int
     evaluated_last: int
     precision: str
+    tuned: bool
 
 
 PAPER = Protocol(
     "roberta-base", "glue", batch=32, length=128, steps=36_813, seeds=1, every=1000, evaluated=1000,
-    evaluated_last=9815, precision="float32",
+    evaluated_last=9815, precision="float32", tuned=False,
 )  # fmt: skip
 REDUCED = Protocol(
     "minilm", "mnli-23k", batch=16, length=48, steps=500, seeds=1, every=100, evaluated=1000,
-    evaluated_last=2000, precision="bfloat16",
+    evaluated_last=2000, precision="bfloat16", tuned=True,
 )  # fmt: skip
 
 
-def configurations(protocol=REDUCED):
-    """Configurations of the study."""
-    return [_configuration(protocol, method, seed) for seed in range(protocol.seeds) for method in METHODS]
+def configurations(protocol=REDUCED, lrs=None):
+    """Configurations of the study, with the learning rates of `METHODS` but for those given, by method."""
+    methods = [method | {"lr": (lrs or {}).get(method["method"], method["lr"])} for method in METHODS]
+    return [_configuration(protocol, method, seed) for seed in range(protocol.seeds) for method in methods]
 
 
 def rates(protocol=REDUCED):
@@ -77,9 +84,19 @@ def rates(protocol=REDUCED):
     ]
 
 
+def best(records):
+    """The learning rates, by method, that leave the least training loss at the end of the short runs."""
+    losses: dict = {}
+    for record in records:
+        loss = float(np.mean(record["results"]["loss"][-JUDGED_STEPS:]))
+        losses.setdefault(record["config"]["method"], {})[record["config"]["lr"]] = loss if loss == loss else math.inf
+    lrs = {method: min(of_lr, key=of_lr.get) for method, of_lr in losses.items()}
+    return lrs | dict.fromkeys(FOLLOWERS, lrs["oplora"])
+
+
 def _configuration(protocol, method, seed):
     task = protocol._asdict()
-    del task["seeds"]
+    del task["seeds"], task["tuned"]
     adapters = {"rank": RANK, "alpha": RANK, "dropout": DROPOUT}
     return {"study": "mnli", **task, **adapters, "clip": CLIP, "head_lr": HEAD_LR, "seed": seed, **method}
 
@@ -142,23 +159,28 @@ def _evaluate(training):
     )
 
 
-def main(folder="records/mnli", configs=None, *, workers=1, **protocol):
-    """Run the study, or the configurations given, and return the records. Entries of `REDUCED` may be changed."""
-    configs = configurations(REDUCED._replace(**protocol)) if configs is None else configs
-    return run_study(partial(run, checkpoints=Path(folder, "checkpoints")), configs, folder, workers=workers)
+def main(folder="records/mnli", *, workers=1, **protocol):
+    """Run the study, first the short runs if they are to choose, and return its records.
+
+    Keywords are entries of `REDUCED` to change.
+    """
+    protocol = REDUCED._replace(**protocol)
+    lrs = best(_recorded(rates(protocol), Path(folder, "rates"), workers)) if protocol.tuned else {}
+    return _recorded(configurations(protocol, lrs), Path(folder), workers)
+
+
+def _recorded(configs, folder, workers):
+    return run_study(partial(run, checkpoints=folder / "checkpoints"), configs, folder, workers=workers)
 
 
 def _parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("records/mnli"), help="where the records go")
     parser.add_argument("--paper", action="store_true", help="start from the paper's protocol, not the reduced one")
-    parser.add_argument("--rates", action="store_true", help="short runs that compare learning rates instead")
     parser.add_argument("--workers", type=int, default=1, help="processes")
-    for name in Protocol._fields:
-        kind = type(getattr(REDUCED, name))
-        parser.add_argument(
-            f"--{name}", type=kind, default=argparse.SUPPRESS, help=f"default: {getattr(REDUCED, name)}"
-        )
+    for name, value in REDUCED._asdict().items():
+        kind = {"action": argparse.BooleanOptionalAction} if isinstance(value, bool) else {"type": type(value)}
+        parser.add_argument(f"--{name}", **kind, default=argparse.SUPPRESS, help=f"default: {value}")
     return parser
 
 
@@ -166,4 +188,4 @@ if __name__ == "__main__":
     options = vars(_parser().parse_args())
     given = {name: options[name] for name in Protocol._fields if name in options}
     asked = (PAPER if options["paper"] else REDUCED)._replace(**given)
-    main(options["folder"], (rates if options["rates"] else configurations)(asked), workers=options["workers"])
+    main(options["folder"], workers=options["workers"], **asked._asdict())

@@ -82,7 +82,10 @@ def _of_rates(compared):
     ]
     if not changed:
         return "Learning rates are the paper's for RoBERTa-base; where it has none, those of projected OPLoRA."
-    return f"Not the paper's learning rate for RoBERTa-base, after short runs at several rates: {', '.join(changed)}."
+    return (
+        "Short runs, judged by the training loss of their last steps, chose other learning rates than the paper's for "
+        f"RoBERTa-base: {', '.join(changed)}."
+    )
 
 
 def _of_time(compared):

@@ -64,7 +64,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture
 def protocol(tiny):
-    return mnli.Protocol(str(tiny / "model"), str(tiny / "data"), 4, 12, 8, 1, 4, 12, 12, "bfloat16")
+    return mnli.Protocol(str(tiny / "model"), str(tiny / "data"), 4, 12, 8, 1, 4, 12, 12, "bfloat16", tuned=False)
 
 
 def training_of(config):
@@ -190,10 +190,23 @@ def test_a_run_that_diverges_says_so(protocol):
 
 def test_the_study_is_recorded(protocol, tmp_path, monkeypatch):
     monkeypatch.setattr(mnli, "METHODS", mnli.METHODS[:1])
-    mnli.main(tmp_path, mnli.configurations(protocol))
+    mnli.main(tmp_path, **protocol._asdict())
     (record,) = read_records(tmp_path, study="mnli")
     assert record["results"]["dev_step"] == [4, 8]
     assert {"transformers", "peft", "torch"} <= set(record["environment"]["versions"])
+
+
+def test_short_runs_choose_the_learning_rates(protocol, tmp_path, monkeypatch):
+    monkeypatch.setattr(mnli, "SWEPT", {"oplora": (1e-4, 0.1), "lora adamw": (1e-3, 1e30)})
+    monkeypatch.setattr(mnli, "SWEPT_STEPS", 3)
+    records = mnli.main(tmp_path, **protocol._replace(steps=2, tuned=True)._asdict())
+    short = read_records(tmp_path / "rates")
+    losses = {r["config"]["lr"]: np.mean(r["results"]["loss"]) for r in short if r["config"]["method"] == "oplora"}
+    chosen = {record["config"]["method"]: record["config"]["lr"] for record in records}
+    assert len(short) == 4 and len(records) == 5
+    assert chosen["lora adamw"] == 1e-3  # the other one diverges
+    assert chosen["preconditioned sgd"] == 2e-3  # as it was
+    assert chosen["oplora"] == chosen["projected oplora"] == chosen["svdlora"] == min(losses, key=losses.get)
 
 
 # The figure
