@@ -117,7 +117,7 @@ def run(config, *, checkpoints=None):
         ``loss``, ``seconds`` and ``update_seconds``, one a step: training loss, processor time, the optimizer's part;
         ``dev_step``, ``dev_loss`` and ``dev_accuracy``, after so many steps; ``last_loss`` and ``last_accuracy``, at
         the end; ``diverged``, the step that has no finite loss, or None; ``data``, in words; the numbers of
-        ``parameters`` and of those ``trained``.
+        ``parameters``, without adapters, and of those ``trained``, with them.
     """
     from analysis import finetuning  # imports torch, which drawing the records does without
     from analysis.pairs import pairs
@@ -137,14 +137,16 @@ def run(config, *, checkpoints=None):
                 finetuning.save(training, path)
     diverged = not math.isfinite(results["loss"][-1])
     last_loss, last_accuracy = (math.nan, math.nan) if diverged else training.evaluate(config["evaluated_last"])
-    sizes = [sum(p.numel() for p in part) for part in (training.model.parameters(), training.trained().values())]
+    whole, trained = (
+        sum(p.numel() for p in part) for part in (training.model.parameters(), training.trained().values())
+    )
     return results | {
         "diverged": training.done if diverged else None,
         "last_loss": last_loss,
         "last_accuracy": last_accuracy,
         "data": training.data.source,
-        "parameters": sizes[0],
-        "trained": sizes[1],
+        "parameters": whole - trained,  # PEFT keeps what the head was, frozen, beside its copy that is trained
+        "trained": trained,
     }
 
 

@@ -55,8 +55,8 @@ def _caption(records):
     config, results = records[0]["config"], records[0]["results"]
     seeds = len({record["config"]["seed"] for record in records})
     return (
-        f"MNLI by {_named(config['model'])}, {results['parameters'] / 1e6:.1f} million parameters, of which "
-        f"{results['trained']:,} are trained: adapters of rank {config['rank']} on query and value (dropout "
+        f"MNLI by {_named(config['model'])}, {results['parameters'] / 1e6:.1f} million parameters; trained are "
+        f"{results['trained']:,}: adapters of rank {config['rank']} on query and value (dropout "
         f"{config['dropout']:g}, no scaling) and a head (AdamW, learning rate {config['head_lr']:g}). "
         f"{_stated(config, seeds)}. Data: {results['data']}. Linear schedule, forward and "
         f"backward in {config['precision']}, gradients clipped at norm "

@@ -193,6 +193,8 @@ def test_the_study_is_recorded(protocol, tmp_path, monkeypatch):
     mnli.main(tmp_path, **protocol._asdict())
     (record,) = read_records(tmp_path, study="mnli")
     assert record["results"]["dev_step"] == [4, 8]
+    model = pretrained.classifier(protocol.model, 3)
+    assert record["results"]["parameters"] == sum(p.numel() for p in model.parameters())
     assert {"transformers", "peft", "torch"} <= set(record["environment"]["versions"])
 
 
