@@ -53,7 +53,7 @@ def compressed(W):
     def times(factors, K, length):
         def product(P):
             X = np.empty((P.shape[1], length), dtype)
-            kernels.combined(factors, K @ P, X, blas)
+            kernels.combine(factors, K @ P, X, blas)
             return X.T
 
         return product
@@ -85,34 +85,23 @@ def _fit(terms, coefficients, dtype):
 
 def _as_they_lie(terms, coefficients, dtype):
     """The terms' factors, in pairs as the kernels take them, and the coefficients; the last terms as one."""
+    Us, Vs, own = [A.U for A in terms], [A.V for A in terms], TERMS - 1
     if len(terms) > TERMS:
-        terms = (*terms[: TERMS - 1], _Stack(terms[TERMS - 1 :], coefficients[TERMS - 1 :]))
-        coefficients = (*coefficients[: TERMS - 1], 1.0)
-    weights, rest = np.zeros(TERMS), [NOTHING[dtype]] * (TERMS - len(terms))
-    weights[: len(terms)] = coefficients
-    return (*[_as_it_lies(A.U) for A in terms], *rest), (*[_as_it_lies(A.V) for A in terms], *rest), weights
-
-
-class _Stack:
-    """U and V of several terms, side by side."""
-
-    def __init__(self, terms, coefficients):
-        self.U = np.concatenate([c * A.U for A, c in zip(terms, coefficients, strict=True)], axis=-1)
-        self.V = np.concatenate([A.V for A in terms], axis=-1)
+        Us[own:] = [np.concatenate([c * U for c, U in zip(coefficients[own:], Us[own:], strict=True)], axis=-1)]
+        Vs[own:] = [np.concatenate(Vs[own:], axis=-1)]
+        coefficients = (*coefficients[:own], 1.0)
+    weights, rest = np.zeros(TERMS), [NOTHING[dtype]] * (TERMS - len(Us))
+    weights[: len(Us)] = coefficients
+    return (*[_as_it_lies(U) for U in Us], *rest), (*[_as_it_lies(V) for V in Vs], *rest), weights
 
 
 def _as_it_lies(factor):
     """A factor as a batch of its columns and True, or of its rows and False, whichever lie one after the other."""
-    flags = factor.flags
-    if not flags.writeable:  # Numba has a type for each
+    if not factor.flags.writeable:  # Numba has a type for each
         factor = factor.copy(order="K")
-        flags = factor.flags
-    if flags.c_contiguous:
+    if factor.flags.c_contiguous:
         return _as_batch(factor), True
-    rows = factor.mT if flags.f_contiguous or factor.ndim > 2 else factor.T
-    if not rows.flags.c_contiguous:
-        rows = np.ascontiguousarray(rows)
-    return _as_batch(rows), False
+    return _as_batch(np.ascontiguousarray(factor.mT)), False
 
 
 def _as_batch(x):

@@ -20,10 +20,10 @@ from numba import njit
 from lorsum._blas import gemm
 from lorsum._triangles import BLOCK, inverse_root, is_finite, orthonormal, times, turned
 
-__all__ = ["alternating", "balanced", "combined", "compressed"]
+__all__ = ["alternating", "balanced", "combine", "compressed"]
 
 ROWS = 32  # rows that are multiplied at a time, at the least: as many streams as a processor fetches ahead
-UNTHREADED = 2**18  # multiplications up to which OpenBLAS stays in one thread, and does not copy its operands first
+UNTHREADED = 2**18  # multiplications up to which OpenBLAS stays in one thread; above r = 8 the least of rows exceeds it
 STACKED = 2**16  # numbers in all terms up to which a copy of them costs less than products with each
 SMALL = 2**13  # numbers in one of more up to which this holds for it
 # Condition numbers up to which ...
@@ -70,12 +70,6 @@ def compressed(Us, Vs, weights, m, n, blas):
     return True, core, left, K, right, L
 
 
-@njit(cache=True, nogil=True)
-def combined(Us, P, U, blas):
-    """The rows of U = Σ Uⱼ Pⱼ."""
-    _combine(Us, P, U, blas)
-
-
 @njit(cache=True)
 def _sides(i, Us, Vs, weights, m, n):
     """The factors of the i-th matrix, pairs as before, small ones stacked before the others; a weight for each row.
@@ -86,7 +80,7 @@ def _sides(i, Us, Vs, weights, m, n):
     ranks, stacked = np.empty(count, np.int64), np.empty(count, np.bool_)
     R = 0
     for j in range(count):
-        ranks[j] = Us[j][0].shape[2] if Us[j][1] else Us[j][0].shape[1]
+        ranks[j] = _rank(*Us[j])
         R += ranks[j]
     small = STACKED if R * (m + n) <= STACKED else SMALL
     c, row = np.empty(R), 0
@@ -118,6 +112,11 @@ def _side(i, Us, ranks, stacked, stack):
         (nothing if stacked[2] else C[i], c and not stacked[2]),
         (nothing if stacked[3] else D[i], d and not stacked[3]),
     )
+
+
+@njit(cache=True)
+def _rank(A, by_columns):
+    return A.shape[-1] if by_columns else A.shape[-2]
 
 
 @njit(cache=True)
@@ -177,13 +176,13 @@ def _iterate(Xs, Ys, c, iters, reg, balance, by_gram, blas, X, Y):
         if by_gram:
             Z, gram, spread = _products_by_gram(H, P)
         elif final:
-            _combine(Ys, P, Y, blas)
+            combine(Ys, P, Y, blas)
         else:
             Z, gram, spread = _combine_and_multiply(Ys, P, Y, blas)
         X, Y, Xs, Ys, G, H = Y, X, Ys, Xs, H, G
     if by_gram:
-        _combine(Xs, P, X, blas)
-        _combine(Ys, before @ last, Y, blas)
+        combine(Xs, P, X, blas)
+        combine(Ys, before @ last, Y, blas)
     elif reg == 0:
         Y[:] = times(last, Y, blas)
     if balance:
@@ -213,7 +212,7 @@ def _products(Xs, X, R, blas):
 
 
 @njit(cache=True)
-def _combine(Ys, P, Y, blas):
+def combine(Ys, P, Y, blas):
     """Y = Σ Yⱼ Pⱼ."""
     P = P.astype(Y.dtype)
     for x in range(0, Y.shape[1], BLOCK):
@@ -240,7 +239,7 @@ def _combine_block(Ys, x, P, Y, blas):
     row, beta, width = 0, 0.0, Y.shape[1]
     for j in range(len(Ys)):
         A, by_columns = Ys[j]
-        rank = A.shape[1] if by_columns else A.shape[0]
+        rank = _rank(A, by_columns)
         if by_columns:
             step = max(UNTHREADED // (rank * len(Y)), 1)
             for y in range(0, width, step):
@@ -260,7 +259,7 @@ def _add_products(Xs, x, X, part, Z, blas):
     row, width = 0, X.shape[1]
     for j in range(len(Xs)):
         A, by_columns = Xs[j]
-        rank = A.shape[1] if by_columns else A.shape[0]
+        rank = _rank(A, by_columns)
         if by_columns:
             step = max(UNTHREADED // (rank * len(X)), 1)
             for y in range(0, width, step):
@@ -290,7 +289,7 @@ def _gram_of(X, blas):
 @njit(cache=True)
 def _add_gram(X, x, block, gram, blas):
     block = block[:, : X.shape[1] - x]
-    _copy(X, x, block)
+    block[:] = X[:, x : x + block.shape[1]]
     gemm(blas[1], False, True, block, block, 1.0, gram)
 
 
@@ -302,7 +301,7 @@ def _gram(Xs, n, R, zero, blas):
         row, block = 0, block[:, : n - x]
         for j in range(len(Xs)):
             A, by_columns = Xs[j]
-            rank = A.shape[1] if by_columns else A.shape[0]
+            rank = _rank(A, by_columns)
             _copy_rows(A, by_columns, x, block[row : row + rank])
             row += rank
         _add_lower_triangle(block, G, blas)
@@ -326,22 +325,16 @@ def _add_lower_triangle(X, G, blas):
 @njit(cache=True)
 def _copy_rows(A, by_columns, x, block):
     """The rows of a factor from x on, as many columns as the block has."""
-    if not by_columns:
-        _copy(A, x, block)
-        return
     rank, width = block.shape
+    if not by_columns:
+        for j in range(rank):  # none of a term that is not there, whose length is 0
+            block[j] = A[j, x : x + width]
+        return
     for first in range(0, width, 16):  # in tiles, so that lines of the cache are used whole
         last = min(first + 16, width)
         for j in range(rank):
             for k in range(first, last):
                 block[j, k] = A[x + k, j]
-
-
-@njit(cache=True)
-def _copy(X, x, block):
-    """The same of an array of rows; one after the other, which the compiler knows how to do at once."""
-    for j in range(len(X)):
-        block[j] = X[j, x : x + block.shape[1]]
 
 
 @njit(cache=True)
