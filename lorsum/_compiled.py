@@ -3,37 +3,63 @@
 import math
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["alternating", "balanced", "compressed"]
+__all__ = ["Problem", "alternating", "balanced", "compressed"]
 
 TERMS = 4  # that the kernels take, always: they are compiled once
 WORTH_A_THREAD = 2**24  # multiplications in a batch from which threads save more than they cost
 NOTHING = {dtype: (np.empty((1, 0, 0), dtype), False) for dtype in map(np.dtype, ("f4", "f8"))}
 
 
-def alternating(terms, coefficients, init, iters, reg, v_first, balance, by_gram):
-    """U and V after the iteration of :func:`lorsum.lorsum` on low-rank terms, or None."""
-    if init is not terms[0]:  # where the iteration starts is the first of the kernels' terms
-        terms, coefficients = (init, *terms), (0.0, *coefficients)
-    dtype = init.U.dtype
-    if type(reg) is not float or 0 in init.U.shape or not _fit(terms, coefficients, dtype):
+class Problem(NamedTuple):
+    """A sum of terms that are given, and what :func:`lorsum.lorsum` is to do with it."""
+
+    start: int  # the number of the low-rank term that is iterated from
+    weights: list  # coefficients of the low-rank terms, and of the dense one
+    reg: float
+    balance: bool
+
+
+def alternating(terms, dense, problems, iters, v_first, by_gram):
+    """U and V after the iteration of :func:`lorsum.lorsum` for each of several sums of the same terms, or None.
+
+    Parameters
+    ----------
+    terms : list of LowRank
+        Terms.
+    dense : numpy.ndarray or None
+        A further one.
+    problems : list of Problem
+        What to do.
+    """
+    *batch, m, n = terms[0].shape
+    dtype, ranks = terms[0].U.dtype, [terms[problem.start].rank for problem in problems]
+    if not _fit(terms, [c for problem in problems for c in problem.weights], dtype):
         return None
-    *batch, m, r = init.U.shape
-    n = init.V.shape[-2]
-    Us, Vs, weights = _as_they_lie(terms, coefficients, dtype)
-    kernels, blas = _loaded(dtype)
+    if len(terms) > TERMS and len(problems) > 1 or any([type(problem.reg) is not float for problem in problems]):
+        return None
+    Us, Vs, weights = _as_they_lie(terms, [problem.weights for problem in problems], dtype)
     count = len(Us[0][0])
-    U, V = np.empty((count, r, m), dtype), np.empty((count, r, n), dtype)
-    problem = Us, Vs, weights, iters, reg, v_first, balance, by_gram, blas, U, V
-    if count == 1 or count * iters * sum([A.rank for A in terms]) * r * (m + n) <= WORTH_A_THREAD:
-        ok = kernels.alternating(*problem, 0, count)
+    D = _as_dense(dense, count, dtype)
+    if D is None or 0 in (count, m, n, *ranks) or max(ranks) > min(m, n):
+        return None
+    results = [(np.empty((count, r, m), dtype), np.empty((count, r, n), dtype)) for r in ranks]
+    wanted = tuple([(p.start, p.reg, p.balance, U, V) for p, (U, V) in zip(problems, results, strict=True)])
+    kernels, blas = _loaded(dtype)
+    given = Us, Vs, D, weights, wanted, iters, v_first, by_gram, blas
+    a_pass = sum([A.rank for A in terms]) * (m + n) + (0 if dense is None else m * n)
+    if count == 1 or count * iters * sum(ranks) * a_pass <= WORTH_A_THREAD:
+        ok = kernels.alternating(*given, 0, count)
     else:
-        ok = all(_in_threads(lambda first, last: kernels.alternating(*problem, first, last), count))
+        ok = all(_in_threads(lambda first, last: kernels.alternating(*given, first, last), count))
     if not ok:
         return None
-    return (U.mT.reshape(*batch, m, r), V.mT.reshape(*batch, n, r)) if batch else (U[0].T, V[0].T)
+    if not batch:
+        return [(U[0].T, V[0].T) for U, V in results]
+    return [(U.mT.reshape(*batch, m, r), V.mT.reshape(*batch, n, r)) for r, (U, V) in zip(ranks, results, strict=True)]
 
 
 def compressed(W):
@@ -46,7 +72,8 @@ def compressed(W):
     if len(W.shape) > 2 or W.rank == min(m, n) or not _fit(W.terms, W.coefficients, dtype):
         return None
     kernels, blas = _loaded(dtype)
-    ok, core, left, K, right, L = kernels.compressed(*_as_they_lie(W.terms, W.coefficients, dtype), m, n, blas)
+    Us, Vs, weights = _as_they_lie(W.terms, [[*W.coefficients, 0.0]], dtype)
+    ok, core, left, K, right, L = kernels.compressed(Us, Vs, weights[0], m, n, blas)
     if not ok:
         return None
 
@@ -83,16 +110,27 @@ def _fit(terms, coefficients, dtype):
     return dtype in NOTHING
 
 
-def _as_they_lie(terms, coefficients, dtype):
-    """The terms' factors, in pairs as the kernels take them, and the coefficients; the last terms as one."""
+def _as_they_lie(terms, weights, dtype):
+    """The terms' factors, in pairs as the kernels take them, and the weights as an array; the last terms as one."""
     Us, Vs, own = [A.U for A in terms], [A.V for A in terms], TERMS - 1
     if len(terms) > TERMS:
-        Us[own:] = [np.concatenate([c * U for c, U in zip(coefficients[own:], Us[own:], strict=True)], axis=-1)]
+        ((*c, of_dense),) = weights
+        Us[own:] = [np.concatenate([x * U for x, U in zip(c[own:], Us[own:], strict=True)], axis=-1)]
         Vs[own:] = [np.concatenate(Vs[own:], axis=-1)]
-        coefficients = (*coefficients[:own], 1.0)
-    weights, rest = np.zeros(TERMS), [NOTHING[dtype]] * (TERMS - len(Us))
-    weights[: len(Us)] = coefficients
-    return (*[_as_it_lies(U) for U in Us], *rest), (*[_as_it_lies(V) for V in Vs], *rest), weights
+        weights = [[*c[:own], 1.0, of_dense]]
+    rest = TERMS - len(Us)
+    padded = np.array([[*c[:-1], *[0.0] * rest, c[-1]] for c in weights], np.float64)
+    nothing = [NOTHING[dtype]] * rest
+    return (*[_as_it_lies(U) for U in Us], *nothing), (*[_as_it_lies(V) for V in Vs], *nothing), padded
+
+
+def _as_dense(x, count, dtype):
+    """An array as a batch with contiguous rows, of no numbers for None; None for one that is not for the kernels."""
+    if x is None:
+        return np.empty((count, 0, 0), dtype)
+    if type(x) is not np.ndarray or x.dtype != dtype:
+        return None
+    return _as_batch(x if x.flags.c_contiguous and x.flags.writeable else x.copy(order="C"))
 
 
 def _as_it_lies(factor):

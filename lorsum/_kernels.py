@@ -5,9 +5,9 @@ which is fixed, to the other one, Y, is
 
     Z = (X₁ᵀX; X₂ᵀX; …),   K with (X K)ᵀ(X K) = I,   P = diag(c) Z K,   Y = Y₁P₁ + Y₂P₂ + … = W (X K),
 
-where W = Σ Yⱼ diag(cⱼ) Xⱼᵀ. What is small, R × r or r × r, is in float64. Y is made in blocks of columns that stay in
-cache, and the next half-step's Z with it, so that a half-step reads each factor once. Where that is cheaper, Z comes
-from the Gram matrices of both sides instead, as Z = G P, and Y is formed at the end alone.
+where W = Σ Yⱼ diag(cⱼ) Xⱼᵀ; a dense term D of W adds D X K. What is small, R × r or r × r, is in float64. Y is made in
+blocks of columns that stay in cache, and the next half-step's Z with it, so that a half-step reads each factor once.
+Where that is cheaper, Z comes from the Gram matrices of both sides instead, as Z = G P, and Y is formed at the end alone.
 
 K is the inverse of a Cholesky factor of XᵀX where the conditioning of X allows that at a loss of less than two digits;
 else X is orthogonalised first, at no loss. The kernels give up where columns are dependent to rounding: the caller then
@@ -33,29 +33,39 @@ HARMLESS_GAUGE = 100.0  # what the change to the paper's factors may cost, see l
 
 
 @njit(cache=True, nogil=True)
-def alternating(Us, Vs, weights, iters, reg, v_first, balance, by_gram, blas, U, V, first, last):
-    """Success of the iteration on Σ cⱼ Uⱼ Vⱼᵀ from its first term, for ``first`` to ``last`` of a batch.
+def alternating(Us, Vs, dense, weights, problems, iters, v_first, by_gram, blas, first, last):
+    """Success of the iterations on sums Σ cⱼ Uⱼ Vⱼᵀ + c D of the same terms, for ``first`` to ``last`` of a batch.
 
     ``Us`` and ``Vs`` have pairs of an array and False where it has the rows of a factor, (batch, rⱼ, m), or True where
-    it has its columns, (batch, m, rⱼ). The results go to ``U`` (batch, r, m) and ``V``. ``blas`` has the addresses of
-    ?gemm for their dtype and for float64.
+    it has its columns, (batch, m, rⱼ). ``dense`` is D, (batch, m, n), with m = 0 where there is none. Each sum has a
+    row of ``weights``, the cⱼ and c, and one of the ``problems``: the number of the term that it starts from, λ,
+    whether the result is to be balanced, and where it goes, U (batch, r, m) and V. ``blas`` has the addresses of ?gemm
+    for their dtype and for float64.
     """
+    m, n, zero = problems[0][3].shape[2], problems[0][4].shape[2], dense.dtype.type(0)
+    starts = [problem[0] for problem in problems]
     for i in range(first, last):
-        left, right, c = _sides(i, Us, Vs, weights, U.shape[2], V.shape[2])
-        if v_first:
-            ok = _iterate(left, right, c, iters, reg, balance, by_gram, blas, U[i], V[i])
-        else:
-            ok = _iterate(right, left, c, iters, reg, balance, by_gram, blas, V[i], U[i])
-        if not ok:
-            return False
+        left, right, owner = _sides(i, Us, Vs, starts, m, n)
+        D, grams = dense[i], (np.empty((0, 0)), np.empty((0, 0)))
+        if by_gram:
+            grams = _gram(left, m, len(owner), zero, blas), _gram(right, n, len(owner), zero, blas)
+        for p in range(len(problems)):
+            start, reg, balance, U, V = problems[p]
+            c, first_row = weights[p][owner], np.argmax(owner == start)
+            if v_first:
+                ends = (left, grams[0], U[i]), (right, grams[1], V[i])
+            else:
+                ends = (right, grams[1], V[i]), (left, grams[0], U[i])
+            if not _iterate(ends, c, first_row, (D, weights[p, -1], not v_first), iters, reg, balance, blas):
+                return False
     return True
 
 
 @njit(cache=True, nogil=True)
 def compressed(Us, Vs, weights, m, n, blas):
     """Success, Σ cⱼ Uⱼ Vⱼᵀ in orthonormal bases U K and V L of all factors side by side; U, K, V, L."""
-    left, right, c = _sides(0, Us, Vs, weights, m, n)
-    R, exact = len(c), (blas[1], blas[1])
+    left, right, owner = _sides(0, Us, Vs, [0], m, n)
+    c, R, exact = weights[owner], len(owner), (blas[1], blas[1])
     core = np.empty((R, R))
     ok, C, K, condition = inverse_root(_gram(left, m, R, np.float64(0), exact), 0.0)
     if not ok or condition > ORTHONORMAL:
@@ -71,30 +81,28 @@ def compressed(Us, Vs, weights, m, n, blas):
 
 
 @njit(cache=True)
-def _sides(i, Us, Vs, weights, m, n):
-    """The factors of the i-th matrix, pairs as before, small ones stacked before the others; a weight for each row.
+def _sides(i, Us, Vs, starts, m, n):
+    """The factors of the i-th matrix, pairs as before, small ones stacked before the others; the term of each row.
 
-    The first term, where the iteration starts, is the first of the stack.
+    Terms that an iteration starts from are in the stack, the first of all terms among them.
     """
-    count = len(weights)
+    count = len(Us)
     ranks, stacked = np.empty(count, np.int64), np.empty(count, np.bool_)
-    R = 0
     for j in range(count):
         ranks[j] = _rank(*Us[j])
-        R += ranks[j]
+    R = np.sum(ranks)
     small = STACKED if R * (m + n) <= STACKED else SMALL
-    c, row = np.empty(R), 0
     for j in range(count):
-        stacked[j] = j == 0 or ranks[j] * (m + n) <= small
-        if stacked[j]:
-            c[row : row + ranks[j]] = weights[j]
-            row += ranks[j]
-    left, right = np.empty((row, m), Us[0][0].dtype), np.empty((row, n), Us[0][0].dtype)
-    for j in range(count):
-        if not stacked[j]:
-            c[row : row + ranks[j]] = weights[j]
-            row += ranks[j]
-    return _side(i, Us, ranks, stacked, left), _side(i, Vs, ranks, stacked, right), c
+        stacked[j] = j in starts or ranks[j] * (m + n) <= small
+    owner, row = np.empty(R, np.int64), 0
+    for in_stack in (True, False):
+        for j in range(count):
+            if stacked[j] == in_stack:
+                owner[row : row + ranks[j]] = j
+                row += ranks[j]
+    height = np.sum(ranks[stacked])
+    left, right = np.empty((height, m), Us[0][0].dtype), np.empty((height, n), Us[0][0].dtype)
+    return _side(i, Us, ranks, stacked, left), _side(i, Vs, ranks, stacked, right), owner
 
 
 @njit(cache=True)
@@ -139,47 +147,55 @@ def _balanced(U, B, blas):
 
 
 @njit(cache=True)
-def _iterate(Xs, Ys, c, iters, reg, balance, by_gram, blas, X, Y):
-    """Success of the iteration that finds Y from X first; X and Y are where the result goes."""
-    R, one = len(c), np.eye(len(X))
+def _iterate(ends, c, first_row, dense, iters, reg, balance, blas):
+    """Success of the iteration that finds Y from X first.
+
+    ``ends`` are the factors of all terms on the side of X, their Gram matrix or one without numbers, and where X goes;
+    the same of Y. X starts from the rows after ``first_row``. ``dense`` is D, its coefficient, and whether D or its
+    transpose has the shape of Y Xᵀ.
+    """
+    (Xs, G, X), (Ys, H, Y) = ends
+    R, r, one, by_gram = len(c), len(X), np.eye(len(X)), len(G) > 0
+    D, weight, upright = dense
     T, N, last = one, one, one  # X T is the paper's factor, N = T⁻ᵀ, and in the end Y has to be multiplied by ``last``
-    X[:], P = Xs[0][0][: len(X)], np.eye(R, len(X))
+    X[:], P = Xs[0][0][first_row : first_row + r], np.eye(R, r, -first_row)
     if by_gram:
-        zero = X.dtype.type(0)
-        G, H = _gram(Xs, X.shape[1], R, zero, blas), _gram(Ys, Y.shape[1], R, zero, blas)
         Z, gram, spread = _products_by_gram(G, P)
     else:
-        G, H = one, one
         Z, gram, spread = _products(Xs, X, R, blas), _gram_of(X, blas), 1.0
     for half in range(2 * iters):
         final = half == 2 * iters - 1
         ok, C, K, condition = inverse_root(gram, reg)
-        if ok and condition * spread <= HARMLESS:
-            Z = Z @ K
-        elif by_gram:
-            return False  # the Gram matrices have lost what an orthogonalisation would need
-        else:
+        B, Q = X, K  # Y = W B Q
+        if not ok or condition * spread > HARMLESS:
+            if by_gram:
+                return False  # the Gram matrices have lost what an orthogonalisation would need
             ok, B, C, K = orthonormal(X, reg)
             if not ok:
                 return False
-            Z = _products(Xs, B, R, blas)
+            Z, Q = _products(Xs, B, R, blas), one
             if reg == 0:
                 X[:], T, N, C, K = B, C @ T, turned(K) @ N, one, one
-        before, P = P, _weighted(c, Z)
         if reg > 0:
-            P = _with_proximal_term(P, K, reg)
+            Q = Q @ turned(K)
         else:
             other, T, N = T, turned(K) @ N, C @ T
             last = K
             if final and not balance and _cost_of_gauge(T, N) <= HARMLESS_GAUGE:
-                P, last = P @ T, other
+                Q, last = Q @ T, other
+        before, P = P, _weighted(c, Z @ Q)
+        if reg > 0:
+            P[first_row : first_row + r] += reg * (K @ turned(K))
         if by_gram:
             Z, gram, spread = _products_by_gram(H, P)
-        elif final:
-            combine(Ys, P, Y, blas)
         else:
-            Z, gram, spread = _combine_and_multiply(Ys, P, Y, blas)
-        X, Y, Xs, Ys, G, H = Y, X, Ys, Xs, H, G
+            A = times(weight * Q, B, blas) if D.size else B[:, :0]
+            if final:
+                combine(Ys, P, Y, blas)
+                _add_dense(D, upright, A, 0, Y, blas)
+            else:
+                Z, gram, spread = _combine_and_multiply(Ys, P, D, upright, A, Y, blas)
+        X, Y, Xs, Ys, G, H, upright = Y, X, Ys, Xs, H, G, not upright
     if by_gram:
         combine(Xs, P, X, blas)
         combine(Ys, before @ last, Y, blas)
@@ -189,13 +205,6 @@ def _iterate(Xs, Ys, c, iters, reg, balance, by_gram, blas, X, Y):
         ok, X[:], Y[:] = _balanced(X, Y, blas) if reg == 0 else balanced(X, Y, blas)
         return ok
     return is_finite(X) and is_finite(Y)
-
-
-@njit(cache=True)
-def _with_proximal_term(P, K, reg):
-    """The coefficients of (W B + λ Y₀ K) Kᵀ, where P has those of W B and Y₀ is the first of the terms."""
-    P[: len(K)] += reg * K
-    return P @ turned(K)
 
 
 # --- Z, P and Y ---
@@ -220,8 +229,8 @@ def combine(Ys, P, Y, blas):
 
 
 @njit(cache=True)
-def _combine_and_multiply(Ys, P, Y, blas):
-    """Y = Σ Yⱼ Pⱼ, and of this Y the products, the Gram matrix and 1, as _products_by_gram has them."""
+def _combine_and_multiply(Ys, P, D, upright, A, Y, blas):
+    """Y = Σ Yⱼ Pⱼ + D A, and of this Y the products, the Gram matrix and 1, as _products_by_gram has them."""
     r = len(Y)
     Z, gram = np.zeros(P.shape), np.zeros((r, r))
     P = P.astype(Y.dtype)
@@ -229,6 +238,7 @@ def _combine_and_multiply(Ys, P, Y, blas):
     for x in range(0, Y.shape[1], BLOCK):
         block = Y[:, x : x + BLOCK]
         _combine_block(Ys, x, P, block, blas)
+        _add_dense(D, upright, A, x, block, blas)
         _add_products(Ys, x, block, part, Z, blas)
         _add_gram(Y, x, copy, gram, blas)
     return Z, gram, 1.0
@@ -252,6 +262,23 @@ def _combine_block(Ys, x, P, Y, blas):
                 gemm(blas[0], True, False, P[row + first : row + first + len(part)], part, beta, Y)
                 beta = 1.0
         row, beta = row + rank, 1.0
+
+
+@njit(cache=True)
+def _add_dense(D, upright, A, x, Y, blas):
+    """Y += D A, or Dᵀ A where D is not upright, for the columns of Y from x on."""
+    if D.size == 0:
+        return
+    width = min(D.shape[1], BLOCK)
+    height = max(UNTHREADED // (width * len(A)), 1)
+    down, across = (height, width) if upright else (width, height)
+    for y in range(0, Y.shape[1], down):
+        for a in range(0, A.shape[1], across):
+            part, block = A[:, a : a + across], Y[:, y : y + down]
+            if upright:
+                gemm(blas[0], False, True, part, D[x + y : x + y + block.shape[1], a : a + across], 1.0, block)
+            else:
+                gemm(blas[0], False, False, part, D[a : a + across, x + y : x + y + block.shape[1]], 1.0, block)
 
 
 @njit(cache=True)

@@ -44,10 +44,14 @@ def coefficients_cost_less(W, rank, iters):
     return compressing + iters * (8 * R**2 * r + 12 * R * r**2) < _direct_cost(m + n, R, r, iters)
 
 
-def gram_matrices_cost_less(length, R, r, iters):
-    """The same with Gram matrices in the kernels: fitted to times, from R = 32 to 288 and m + n = 204 to 15,104."""
+def gram_matrices_cost_less(length, R, ranks, iters):
+    """The same with Gram matrices in the kernels, for sums of the same terms and the ranks of their approximations.
+
+    Fitted to times, from R = 32 to 288 and m + n = 204 to 15,104.
+    """
+    r = sum(ranks)
     by_gram = length * (0.9 * R**2 + 40 * R + 2 * R * r) + 100 * R**2 + iters * 10 * R**2 * r
-    return by_gram < _direct_cost(length, R, r, iters)
+    return by_gram < sum([_direct_cost(length, R, rank, iters) for rank in ranks])
 
 
 def _direct_cost(length, R, r, iters):

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.linalg import LinAlgError
 
-from lorsum import _compiled as compiled
 from lorsum._arrays import (
     as_array,
     as_count,
@@ -19,9 +18,10 @@ from lorsum._arrays import (
     namespace_of,
     zeros_like,
 )
+from lorsum._by_kernels import by_kernels
 from lorsum._half_steps import gram_half_step, in_the_papers_gauge, qr_half_step, solved
 from lorsum._krylov import krylov
-from lorsum._preparation import gram_matrices_cost_less, prepared
+from lorsum._preparation import prepared
 from lorsum.lowrank import LowRank, LowRankSum, as_sum, check_addable, require_finite, require_finite_coefficients
 
 __all__ = ["Iterate", "least_squares_factor", "lorsum"]
@@ -189,9 +189,9 @@ def lorsum(
     balance = gauge == "balanced"
     for_kernels = solver == "auto" and iters > 0 and callback is None and not (simultaneous or accelerate)
     if for_kernels and metric is None and p == 0:
-        X = _compiled(target, init, iters, reg, start, method, balance)
+        X = by_kernels([(target, init, reg, balance)], iters, start, method)
         if X is not None:
-            return X
+            return X[0]
         if isinstance(init.U, np.ndarray):  # the kernels gave up: on what is dependent, or on what is not finite
             require_finite(target=target, init=as_sum(init))
 
@@ -205,15 +205,41 @@ def lorsum(
     half_step = gram_half_step if solver == "gram" else qr_half_step
     sweep = krylov if accelerate else _simultaneous if simultaneous else _alternating
     with _errors_explained(target, init, solver):
-        X = _compiled(W, X0, iters, reg, start, method, False) if for_kernels and undo else None
-        if X is None:
-            X = sweep(W, X0, iters, reg, start, half_step, _observer(callback, target, finish))
+        X = by_kernels([(W, X0, reg, False)], iters, start, method) if for_kernels and undo else None
+        X = sweep(W, X0, iters, reg, start, half_step, _observer(callback, target, finish)) if X is None else X[0]
         X = finish(X)
     if iters == 0:
         require_finite(target=target)  # which nothing has read
     if not is_finite(*X, *init):  # of the start, λ = 0 reads one factor only
         require_finite(target=target, init=as_sum(init))
         raise OverflowError(OVERFLOW)
+    return X
+
+
+def lorsums(problems, *, iters, start, simultaneous, method):
+    """``lorsum`` of several targets with low-rank first terms: what they have in common is read once.
+
+    Parameters
+    ----------
+    problems : list of tuple
+        A target, and options of its own: ``reg``, ``gauge`` and ``metric``.
+    iters, start, simultaneous, method
+        Options that all have.
+
+    Returns
+    -------
+    list of LowRank
+    """
+    X = None
+    if iters > 0 and not simultaneous and all([own.get("metric") is None for _, own in problems]):
+        given = [
+            (target, target.terms[0], _checked_reg(own.get("reg", 0.0)), own.get("gauge") == "balanced")
+            for target, own in problems
+        ]
+        X = by_kernels(given, iters, start, method)
+    if X is None:
+        options = {"iters": iters, "start": start, "simultaneous": simultaneous, "method": method}
+        X = [lorsum(target, **own, **options) for target, own in problems]
     return X
 
 
@@ -255,22 +281,6 @@ def least_squares_factor(W, V, U0=None, reg=0.0):
     U0 = zeros_like((*W.shape[:-1], V.shape[-1]), V) if U0 is None else namespace_of(U0).astype(U0, computing)
     U = solved(qr_half_step, W, V, U0, _checked_reg(reg))
     return namespace_of(U).astype(U, dtype) if computing != dtype else U
-
-
-def _compiled(target, init, iters, reg, start, method, balance):
-    """The same iteration by the kernels, or None where it is not for them: dependent columns, not finite, not NumPy."""
-    stack, factors = 0, None
-    for A in target.terms:
-        if type(A) is not LowRank:
-            return None
-        stack += A.rank
-    given = target.terms, target.coefficients, init, iters, 0.0 if reg is None else reg, start == "V", balance
-    auto = method == "auto" and gram_matrices_cost_less(sum(init.shape[-2:]), stack, init.rank, iters)
-    if auto or method == "coefficients":
-        factors = compiled.alternating(*given, by_gram=True)
-    if factors is None and method != "coefficients":
-        factors = compiled.alternating(*given, by_gram=False)
-    return None if factors is None else LowRank._of(*factors)
 
 
 def _alternating(W, X0, iters, reg, start, half_step, observe):

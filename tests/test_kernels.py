@@ -10,6 +10,7 @@ from reference import alternating, distance, truncated
 from strategies import gauge_of_condition, normal_lowrank
 
 from lorsum import LowRank, LowRankSum, _compiled, lorsum, truncated_svd
+from lorsum.alternating import lorsums
 
 BLOCK = 1024  # columns that the kernels take at a time
 
@@ -66,6 +67,33 @@ def test_kernels_give_what_the_general_path_gives(shape, dtype, options):
         assert distance(X, expected) < 40 * np.finfo(dtype).eps
         if options.get("gauge") != "balanced":  # where signs are free
             assert distance(X.U, expected.U) < 300 * np.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (120, 84, 8, (8,)), (10, 84, 8, (1,))], ids=str)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("options", [{}, {"iters": 3, "start": "V"}, {"reg": 0.5, "iters": 2}], ids=str)
+def test_a_dense_term_beside_low_rank_ones(shape, dtype, options, kernels_alone):
+    target = problem(*shape, np.float64)
+    D = 0.02 * np.random.default_rng(1).normal(size=target.shape)
+    U, V = alternating(target.to_dense() - 0.3 * D, *target.terms[0], **{"iters": 1, **options})
+    X = lorsum(target.astype(dtype) - 0.3 * D.astype(dtype), **options)
+    assert X.dtype == dtype
+    assert distance(X, U @ V.T) < 40 * np.finfo(dtype).eps
+    assert distance(X.U, U) < 300 * np.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("iters", [1, 8])
+@pytest.mark.parametrize("dense", [False, True])
+def test_sums_of_the_same_terms_together_and_one_by_one(shape, iters, dense, kernels_alone):
+    target = problem(*shape)
+    W, G, *_ = target.terms
+    M = normal_lowrank(np.random.default_rng(1), *target.shape, 2)
+    G = G.to_dense() if dense else G
+    problems = [(W - 0.1 * G - 0.05 * M, {"reg": 1e-3}), (0.9 * M + G, {"gauge": "balanced"})]
+    together = lorsums(problems, iters=iters, start="U", simultaneous=False, method="auto")
+    for X, (target, own) in zip(together, problems, strict=True):
+        assert distance(X, lorsum(target, iters=iters, **own)) < 1e-13
 
 
 @pytest.mark.parametrize("method", ["direct", "coefficients"])
@@ -132,12 +160,23 @@ def test_arrays_of_any_order_that_must_not_be_written_to():
 
 
 @pytest.mark.parametrize("threads", [1, 2, 7])
-@pytest.mark.parametrize("options", [{}, {"iters": 3, "reg": 0.1}, {"gauge": "balanced"}, {"method": "coefficients"}])
-def test_a_batch_is_a_loop_in_any_number_of_threads(threads, options, monkeypatch):
+@pytest.mark.parametrize(
+    ("dense", "options"),
+    [
+        *((dense, options) for dense in (False, True) for options in ({"iters": 3, "reg": 0.1}, {"gauge": "balanced"})),
+        (False, {}),
+        (False, {"method": "coefficients"}),
+    ],
+)
+def test_a_batch_is_a_loop_in_any_number_of_threads(threads, dense, options, monkeypatch):
     monkeypatch.setattr(_compiled, "WORTH_A_THREAD", 0)
     monkeypatch.setattr(config, "NUMBA_NUM_THREADS", threads)
     singles = [problem(40, 30, 3, (5, 100), seed=seed) for seed in range(6)]
-    X = lorsum(stacked(singles, (2, 3)), **options)
+    batch = stacked(singles, (2, 3))
+    if dense:
+        D = np.random.default_rng(9).normal(size=(2, 3, 40, 30))
+        singles, batch = [single + D[i // 3, i % 3] for i, single in enumerate(singles)], batch + D
+    X = lorsum(batch, **options)
     assert X.shape == (2, 3, 40, 30)
     for i, single in enumerate(singles):
         alone = lorsum(single, **options)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from lorsum._arrays import as_count, namespace_of, normal, zeros_like
 from lorsum._half_steps import column_space
-from lorsum.alternating import check_choices, lorsum
+from lorsum.alternating import check_choices, lorsums
 from lorsum.lowrank import LowRank, as_sum
 from lorsum.optim._options import check_fraction, check_lr, check_nonnegative, lr_at
 from lorsum.optim.factors import checked_gradient, leaves
@@ -108,20 +108,15 @@ class OPLoRA:
         """W and M after a step (algorithm 1, lines 16 to 20); M is None without momentum."""
         G, options = checked_gradient(W, G), {"reg": lr * self.reg, "metric": metric}
         if M is None:
-            return self.rounded(W - lr * G, **options).astype(W.dtype), None
-        stepped = self.rounded(W - lr * G - lr * self.momentum * M, **options).astype(W.dtype)
-        return stepped, self.rounded(self.momentum * M + G, gauge="balanced").astype(M.dtype)
+            (stepped,) = self.rounded((W - lr * G, options))
+            return stepped.astype(W.dtype), None
+        target, momentum = W - lr * G - lr * self.momentum * M, self.momentum * M + G
+        stepped, rounded = self.rounded((target, options), (momentum, {"gauge": "balanced"}))
+        return stepped.astype(W.dtype), rounded.astype(M.dtype)
 
-    def rounded(self, target, **options):
-        """LoRSum with this rule's options."""
-        return lorsum(
-            target,
-            iters=self.iters,
-            start=self.start,
-            simultaneous=self.simultaneous,
-            method=self.method,
-            **options,
-        )
+    def rounded(self, *problems):
+        """LoRSum of targets, each with options of its own beside this rule's."""
+        return lorsums(problems, iters=self.iters, start=self.start, simultaneous=self.simultaneous, method=self.method)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +168,8 @@ class ProjectedOPLoRA(OPLoRA):
         if state.M is None:
             return super().step(W, G, state)
         lr, M, G = lr_at(self.lr, state.count), state.M, checked_gradient(W, G)
-        stepped = self.rounded(W - lr * G - lr * self.momentum * tangent_projection(W, M), reg=lr * self.reg)
+        target = W - lr * G - lr * self.momentum * tangent_projection(W, M)
+        (stepped,) = self.rounded((target, {"reg": lr * self.reg}))
         M = tangent_projection(W, self.momentum * M + G).astype(M.dtype)
         return stepped.astype(W.dtype), OPLoRAState(state.count + 1, M)
 

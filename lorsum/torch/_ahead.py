@@ -31,7 +31,7 @@ class Ahead:
         B = capture.adapter.B
         if B in self.started:
             self.started[B][1].cancel()
-        G = bridge.gradient_for(rule, capture.gradient.times(1.0))
+        G = bridge.to_arrays(capture.gradient.times(1.0))
         self.started[B] = _basis(rule, capture), self.thread.submit(_stepped, rule, W, G, state)
 
     def take(self, rule, capture, c):

@@ -6,12 +6,9 @@ import numpy as np
 import torch
 
 from lorsum.lowrank import LowRank
-from lorsum.optim import OPLoRA, ScaledOPLoRA
 from lorsum.torch._gradient import half_to_single
 
-SMALL = 2**20  # numbers in a dense gradient, from which multiplying by an identity costs more than it saves
-
-__all__ = ["Held", "Slot", "gradient_for", "mapped", "matrix_in", "slots_of", "to_arrays", "to_tensor"]
+__all__ = ["Held", "Slot", "mapped", "matrix_in", "slots_of", "to_arrays", "to_tensor"]
 
 
 def to_arrays(x):
@@ -23,23 +20,6 @@ def to_arrays(x):
         return LowRank._of(to_arrays(x.U), to_arrays(x.V))
     x = half_to_single(x.detach() if x.requires_grad else x)
     return x.numpy() if x.is_cpu else x
-
-
-def gradient_for(rule, gradient):
-    """A gradient as a rule takes it: a low-rank matrix, or an array.
-
-    The kernels that round small problems take low-rank matrices only: for them a dense G is I G or G I, with the
-    identity of its smaller side.
-    """
-    if isinstance(gradient, LowRank):
-        return to_arrays(gradient)
-    G = to_arrays(gradient)
-    m, n = G.shape
-    for_kernels = isinstance(rule, OPLoRA) and not isinstance(rule, ScaledOPLoRA) and m * n <= SMALL
-    if not (for_kernels and isinstance(G, np.ndarray)):
-        return G
-    eye = np.eye(min(m, n), dtype=G.dtype)
-    return LowRank._of(eye, G.T) if m <= n else LowRank._of(G, eye)
 
 
 class Slot:

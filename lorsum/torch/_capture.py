@@ -153,7 +153,7 @@ class Captured:
 
     def gradient(self, capture, rule):
         """c G as the rule takes it."""
-        return bridge.gradient_for(rule, capture.gradient.times(self.factors[capture.adapter.B]))
+        return bridge.to_arrays(capture.gradient.times(self.factors[capture.adapter.B]))
 
 
 def _nobody(capture):

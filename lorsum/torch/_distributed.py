@@ -91,10 +91,10 @@ class Averaged:
         way = cheapest(rule, adapter, rows, count)
         self.traffic[adapter.name] = Traffic(way, 0)
         if way == "rows":
-            return bridge.gradient_for(rule, self._gathered(local, adapter, rows))
+            return bridge.to_arrays(self._gathered(local, adapter, rows))
         if way == "sum":
             local = local.to_dense() if isinstance(local, LowRank) else local
-            return bridge.gradient_for(rule, self._mean(local.contiguous(), adapter.name))
+            return bridge.to_arrays(self._mean(local.contiguous(), adapter.name))
         return _Products(bridge.to_arrays(local), adapter.shape, lambda product: self._mean(product, adapter.name))
 
     def _mean(self, x, name):
