@@ -5,9 +5,9 @@ which is fixed, to the other one, Y, is
 
     Z = (X₁ᵀX; X₂ᵀX; …),   K with (X K)ᵀ(X K) = I,   P = diag(c) Z K,   Y = Y₁P₁ + Y₂P₂ + … = W (X K),
 
-where W = Σ Yⱼ diag(cⱼ) Xⱼᵀ; a dense term D of W adds D X K. What is small, R × r or r × r, is in float64. Y is made in
-blocks of columns that stay in cache, and the next half-step's Z with it, so that a half-step reads each factor once.
-Where that is cheaper, Z comes from the Gram matrices of both sides instead, as Z = G P, and Y is formed at the end alone.
+where W = Σ Yⱼ diag(cⱼ) Xⱼᵀ; a dense term D adds D X K. What is small, R × r or r × r, is in float64. Y is made in blocks
+of columns that stay in cache, and the next half-step's Z with it, so that a half-step reads each factor once. Where it
+is cheaper, Z comes from the Gram matrices of both sides instead, as Z = G P, and Y is formed at the end alone.
 
 K is the inverse of a Cholesky factor of XᵀX where the conditioning of X allows that at a loss of less than two digits;
 else X is orthogonalised first, at no loss. The kernels give up where columns are dependent to rounding: the caller then
@@ -18,7 +18,7 @@ import numpy as np
 from numba import njit
 
 from lorsum._blas import gemm
-from lorsum._triangles import BLOCK, inverse_root, is_finite, orthonormal, times, turned
+from lorsum._triangles import BLOCK, inverse_root, is_finite, orthonormal, singular, times, turned
 
 __all__ = ["alternating", "balanced", "combine", "compressed"]
 
@@ -142,8 +142,8 @@ def _balanced(U, B, blas):
     ok, A, C, _ = orthonormal(U, 0.0)
     if not ok:
         return False, U, B
-    P, s, Qt = np.linalg.svd(C)
-    return True, times(P * np.sqrt(s), A, blas), times(Qt.T * np.sqrt(s), B, blas)
+    P, s, Q = singular(C)
+    return True, times(P * np.sqrt(s), A, blas), times(Q * np.sqrt(s), B, blas)
 
 
 @njit(cache=True)

@@ -11,9 +11,11 @@ from numba import njit
 
 from lorsum._blas import gemm
 
-__all__ = ["BLOCK", "inverse_root", "is_finite", "orthonormal", "times", "turned"]
+__all__ = ["BLOCK", "inverse_root", "is_finite", "orthonormal", "singular", "times", "turned"]
 
 BLOCK = 1024  # columns that are worked on at a time: with all terms they fit into the second-level cache
+ROTATED = 12  # columns up to which rotations cost less than LAPACK's SVD, and much less where its code is not in cache
+SWEEPS = 30  # at the most: eight are the most that was seen
 # Condition numbers up to which ...
 TWO_PASSES_IN_DOUBLE = 30.0  # two Cholesky factors cost nothing
 TWO_PASSES_IN_SINGLE = 1e4
@@ -96,6 +98,45 @@ def _inverse(C):
             K[i, j] *= x
             total += squares[i] * K[i, j] ** 2
     return K, np.sqrt(total / r)
+
+
+@njit(cache=True)
+def singular(C):
+    """P, s and Q with C = P diag(s) Qᵀ, for an invertible C: small ones by Jacobi's rotations of pairs of columns."""
+    r = len(C)
+    if r > ROTATED:
+        P, s, Qt = np.linalg.svd(C)
+        return P, s, turned(Qt)
+    size = np.max(np.abs(C))
+    X, Qt = turned(C) / size, np.eye(r)  # the columns of C Q, as rows, until they are orthogonal
+    for _ in range(SWEEPS):
+        if not _rotated(X, Qt):
+            break
+    s = np.sqrt(np.sum(X * X, axis=1))
+    order = np.argsort(-s)
+    return turned(X[order]) / s[order], size * s[order], turned(Qt[order])
+
+
+@njit(cache=True)
+def _rotated(X, Qt):
+    """True if a sweep over all pairs of rows of X found any that were not orthogonal; Q is rotated with them."""
+    r, any_ = len(X), False
+    for i in range(r):
+        for j in range(i + 1, r):
+            a, b, c = 0.0, 0.0, 0.0
+            for k in range(r):
+                a, b, c = a + X[i, k] ** 2, b + X[i, k] * X[j, k], c + X[j, k] ** 2
+            if abs(b) <= 1e-15 * np.sqrt(a * c):
+                continue
+            any_ = True
+            z = (c - a) / (2 * b)
+            t = (1.0 if z >= 0 else -1.0) / (abs(z) + np.sqrt(1 + z * z))
+            cos = 1 / np.sqrt(1 + t * t)
+            for A in (X, Qt):
+                for k in range(r):
+                    x, y = A[i, k], A[j, k]
+                    A[i, k], A[j, k] = cos * (x - t * y), cos * (t * x + y)
+    return any_
 
 
 @njit(cache=True)
