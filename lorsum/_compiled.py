@@ -39,7 +39,7 @@ def alternating(terms, dense, problems, iters, v_first, by_gram):
     dtype, ranks = terms[0].U.dtype, [terms[problem.start].rank for problem in problems]
     if not _fit(terms, [c for problem in problems for c in problem.weights], dtype):
         return None
-    if len(terms) > TERMS and len(problems) > 1 or any([type(problem.reg) is not float for problem in problems]):
+    if (len(terms) > TERMS and len(problems) > 1) or any([type(problem.reg) is not float for problem in problems]):
         return None
     Us, Vs, weights = _as_they_lie(terms, [problem.weights for problem in problems], dtype)
     count = len(Us[0][0])

@@ -114,6 +114,7 @@ class AdapterOptimizer(torch.optim.Optimizer):
         self._group_of: dict = {}  # by parameter: the number of its group, and its own
         self._number_of: dict = {}
         self._captures: dict = {}  # by B
+        self._slots: dict = {}  # by B, those of B and A
         self._rules: dict = {}  # by group number: the options that it was made of, and the rule
         self._states: dict = {}  # by B: what its state's structure depends on, and the state
         self._other_steps: dict = {}  # by group
@@ -143,6 +144,7 @@ class AdapterOptimizer(torch.optim.Optimizer):
                 if self._ahead is not None:
                     capture.listener = _calling(self, "_start")
                 self._captures[adapter.B] = capture
+                self._slots[adapter.B] = bridge.Slots(adapter.B, adapter.A)
         if rest:
             self._names.update((p, name) for name, p in rest)
             self._add_group(
@@ -227,18 +229,16 @@ class AdapterOptimizer(torch.optim.Optimizer):
     def _step_adapter(self, rule, capture, gradients):
         adapter = capture.adapter
         with named(f"`{adapter.name}`"):
-            slots = bridge.slots_of(adapter)
+            slots = self._slots[adapter.B].current()
             W, G = bridge.matrix_in(slots), gradients.gradient(capture, rule)
             held, c = self._held(rule, adapter.B, W), gradients.factors[adapter.B]
-            if self._is_checked(capture, held.state.count + 1) and (self.debug or gradients.unchecked):
+            if capture.checked and (self.debug or gradients.unchecked) and capture.weights_are_those_of_grad():
                 check_against_autograd(adapter, G, capture.gradient.rounding() * c)
+            following = held.state.count + 2
+            capture.checked = self.debug or following & (following - 1) == 0  # steps 1, 2, 4, 8, …
             done = None if self._ahead is None else self._ahead.take(rule, capture, c)
             W, state = stepped(rule, W, G, held.state) if done is None else done
         return slots, (W.U, W.V.T), held, state
-
-    def _is_checked(self, capture, step):
-        """True for steps 1, 2, 4, 8, …, or all of them; not where the weights are no longer those of ``.grad``."""
-        return (self.debug or step & (step - 1) == 0) and capture.weights_are_those_of_grad()
 
     @torch.no_grad()
     def _start(self, capture):
@@ -249,7 +249,7 @@ class AdapterOptimizer(torch.optim.Optimizer):
         with named(f"`{adapter.name}`"):
             rule = self._rule(number, self.param_groups[number])
             assert self._ahead is not None
-            W = bridge.matrix_in(bridge.slots_of(adapter))
+            W = bridge.matrix_in(self._slots[adapter.B].current())
             self._ahead.start(rule, capture, W, self._held(rule, adapter.B, W).state)
 
     def _step_others(self, number, rule, parameters):

@@ -8,7 +8,7 @@ import torch
 from lorsum.lowrank import LowRank
 from lorsum.torch._gradient import half_to_single
 
-__all__ = ["Held", "Slot", "mapped", "matrix_in", "slots_of", "to_arrays", "to_tensor"]
+__all__ = ["Held", "Slots", "mapped", "matrix_in", "to_arrays", "to_tensor"]
 
 
 def to_arrays(x):
@@ -29,6 +29,11 @@ class Slot:
         self.p, x = p, p.detach()
         self.direct = x.is_cpu and x.dtype in (torch.float32, torch.float64)
         self.array = x.numpy() if self.direct else to_arrays(x)
+        self._memory = _memory_of(p)
+
+    def is_current(self):
+        """True while the array is a view of the parameter, which keeps its memory from being used for anything else."""
+        return self.direct and self._memory == _memory_of(self.p)
 
     def put(self, values):
         """Copy values of any shape with as many numbers; autograd is told."""
@@ -39,9 +44,22 @@ class Slot:
             self.p.copy_(to_tensor(values).reshape(self.p.shape))
 
 
-def slots_of(adapter):
-    """Those of B and A."""
-    return Slot(adapter.B), Slot(adapter.A)
+def _memory_of(p):
+    return p.data_ptr(), p.shape, p.stride()
+
+
+class Slots:
+    """The slots of parameters, made again where one of them has been given other memory."""
+
+    def __init__(self, *parameters):
+        self.parameters = parameters
+        self.slots: list = []
+
+    def current(self):
+        """A slot for each."""
+        if not self.slots or not all([slot.is_current() for slot in self.slots]):
+            self.slots = [Slot(p) for p in self.parameters]
+        return self.slots
 
 
 def matrix_in(slots):
@@ -69,30 +87,25 @@ class Held:
     """
 
     def __init__(self, state, tensors):
-        self.tensors, self.names, self.parts = tensors, list[str](), list[Any]()
+        self.tensors, self.parts = tensors, dict[str, torch.Tensor]()
 
         def held(name, leaf):
             if name not in tensors:
                 # In the layout of the array: what was saved and loaded is then computed with alike
                 tensors[name] = torch.tensor(leaf) if isinstance(leaf, int) else to_tensor(leaf).clone()
-            self.names.append(name)
-            self.parts.append(tensors[name])
+            self.parts[name] = tensors[name]
             return int(tensors[name]) if isinstance(leaf, int) else to_arrays(tensors[name])
 
         self.state = mapped(state, held)
-        self.leaves = [
-            part if name == "step" else to_arrays(part) for name, part in zip(self.names, self.parts, strict=True)
-        ]
+        self.leaves = [part if name == "step" else to_arrays(part) for name, part in self.parts.items()]
 
     def is_of(self, tensors):
         """True if these are the tensors, so that ``state`` is still a view of them."""
-        return tensors is self.tensors and all(tensors.get(n) is x for n, x in zip(self.names, self.parts, strict=True))
+        return tensors is self.tensors and all([tensors.get(name) is x for name, x in self.parts.items()])
 
     def update(self, state):
         """Take a rule's new state."""
-        new: list = []
-        mapped(state, lambda name, leaf: new.append(leaf))
-        for held, leaf in zip(self.leaves, new, strict=True):
+        for held, leaf in zip(self.leaves, leaves_of(state), strict=True):
             if isinstance(held, np.ndarray):
                 np.copyto(held, leaf)
             elif isinstance(leaf, int):
@@ -100,6 +113,13 @@ class Held:
             else:
                 held.copy_(leaf)
         self.state = self.state._replace(count=state.count)
+
+
+def leaves_of(x):
+    """The numbers and arrays in a tree of named tuples, tuples and low-rank matrices, in the order of ``mapped``."""
+    if isinstance(x, (tuple, LowRank)):
+        return [leaf for part in x for leaf in leaves_of(part)]
+    return [] if x is None else [x]
 
 
 def mapped(x, f, place=""):

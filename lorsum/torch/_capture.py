@@ -34,11 +34,13 @@ class Capture:
     ----------
     gradient : Gradient
         Of all backward passes since B.grad was None.
+    checked : bool
+        Whether the next step compares the gradient with autograd's, for which its rounding errors must be bounded.
     """
 
     def __init__(self, adapter, form="auto", process_group=None):
         self.adapter, self.form, self.process_group = adapter, form, process_group
-        self.gradient = Gradient(adapter.shape, form)
+        self.gradient, self.checked = Gradient(adapter.shape, form), True
         self.called = False  # with gradients, since they were cleared
         self.listener: Callable = _nobody  # is told when the gradient has changed
         self._staged: dict = {}  # by backward pass: what has arrived, but is not yet in B.grad
@@ -57,7 +59,7 @@ class Capture:
         if task not in self._staged:
             self._before_accumulation()
             self._staged[task] = Gradient(self.adapter.shape, self.form)
-        self._staged[task].add(view, S, X, borrowed)
+        self._staged[task].add(view, S, X, borrowed, self.checked or processes(self.process_group) > 1)
 
     def clear(self):
         """Forget the gradient, as ``zero_grad`` does."""

@@ -111,15 +111,18 @@ class Gradient:
         storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in held}
         return sum(storages.values())
 
-    def add(self, view, S, X, borrowed=""):
-        """Add SᵀX of one call; those of "S" and "X" that are borrowed are copied where they are kept."""
+    def add(self, view, S, X, borrowed="", bounded=True):
+        """Add SᵀX of one call; those of "S" and "X" that are borrowed are copied where they are kept.
+
+        Rounding errors are not added to their bound where it is not asked for: that takes two passes.
+        """
         if isinstance(view, LinearView) and self.form != "rows":
             S, X = view.pair(S, X)
             S, X, borrowed = _without_zeros(S, X, borrowed)
         if self._stays_paired(view.rows(S)):
             self.pairs.append(view.pair(S.clone() if "S" in borrowed else S, X.clone() if "X" in borrowed else X))
         else:
-            self._add_dense(view.product(S, X), _rounding(S, X))
+            self._add_dense(view.product(S, X), _rounding(S, X) if bounded else 0.0)
 
     def merge(self, other):
         """Add another gradient, which is used up."""

@@ -1,6 +1,6 @@
 """Steps of the parameters outside the adapters: small ones together, as one vector, since their rules act entrywise."""
 
-from contextlib import contextmanager
+import itertools
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ class Others:
     """
 
     def __init__(self, rule, parameters, states, names):
-        self.kind, self.parameters, self.states, self.names = kind_of(rule), parameters, states, names
+        self.kind, self.parameters, self.states = kind_of(rule), parameters, states
         together: dict = {}
         self.parts: list = []
         for p in parameters:
@@ -37,6 +37,7 @@ class Others:
             else:
                 self.parts.append(_One(rule, p, states[p]))
         self.parts += [_Bundle(rule, group, [states[p] for p in group]) for group in together.values()]
+        self.names = [", ".join(f"`{names[p]}`" for p in part.parameters) for part in self.parts]
         self.tensors = [(states[p], dict(states[p])) for p in parameters]
 
     def are(self, rule, parameters, states):
@@ -45,15 +46,15 @@ class Others:
             self.kind == kind_of(rule)
             and self.states is states
             and len(parameters) == len(self.parameters)
-            and all(p is q for p, q in zip(parameters, self.parameters, strict=True))
-            and all(states[p] is now for p, (now, _) in zip(parameters, self.tensors, strict=True))
-            and all(now.get(name) is x for now, then in self.tensors for name, x in then.items())
+            and all([p is q for p, q in zip(parameters, self.parameters, strict=True)])
+            and all([states[p] is now for p, (now, _) in zip(parameters, self.tensors, strict=True)])
+            and all([now.get(name) is x for now, then in self.tensors for name, x in then.items()])
         )
 
     def stepped(self, rule):
         """Of each part: slots of its parameters, their new values, where the state is held, and the new state."""
-        for part in self.parts:
-            with named(", ".join(f"`{self.names[p]}`" for p in part.parameters)):
+        for part, name in zip(self.parts, self.names, strict=True):
+            with named(name):
                 yield part.stepped(rule)
 
 
@@ -61,25 +62,26 @@ class _One:
     """A parameter by itself."""
 
     def __init__(self, rule, p, tensors):
-        self.parameters = [p]
+        self.parameters, self.slots = [p], bridge.Slots(p)
         self.held = bridge.Held(rule.init(bridge.to_arrays(p)), tensors)
 
     def stepped(self, rule):
-        slot = bridge.Slot(*self.parameters)
-        W, state = rule.step(slot.array, bridge.to_arrays(slot.p.grad), self.held.state)
-        return [slot], [W], self.held, state
+        slots = self.slots.current()
+        W, state = rule.step(slots[0].array, bridge.to_arrays(slots[0].p.grad), self.held.state)
+        return slots, [W], self.held, state
 
 
 class _Bundle:
     """Parameters of one dtype and step count, of which the states are slices of one."""
 
     def __init__(self, rule, parameters, states):
-        self.parameters = parameters
-        self.ends = np.cumsum([p.numel() for p in parameters])[:-1]
+        self.parameters, self.slots = parameters, bridge.Slots(*parameters)
+        ends = np.cumsum([p.numel() for p in parameters]).tolist()
+        self.bounds = list(itertools.pairwise([0, *ends]))
         whole: dict = {"step": states[0].get("step", torch.tensor(0)).clone()}
         self.held = bridge.Held(rule.init(_vector([p.detach().numpy() for p in parameters])), whole)
         for name, vector in whole.items():
-            parts = [vector] * len(states) if name == "step" else vector.tensor_split(self.ends.tolist())
+            parts = [vector] * len(states) if name == "step" else [vector[a:b] for a, b in self.bounds]
             for p, state, part in zip(parameters, states, parts, strict=True):
                 if name != "step":
                     part = part.view(p.shape)
@@ -87,10 +89,10 @@ class _Bundle:
                 state[name] = part
 
     def stepped(self, rule):
-        slots = [bridge.Slot(p) for p in self.parameters]
+        slots = self.slots.current()
         W, G = _vector([slot.array for slot in slots]), _vector([slot.p.grad.numpy() for slot in slots])
         W, state = rule.step(W, G, self.held.state)
-        return slots, np.split(W, self.ends), self.held, state
+        return slots, [W[a:b] for a, b in self.bounds], self.held, state
 
 
 def _vector(arrays):
@@ -102,11 +104,15 @@ def kind_of(rule):
     return type(rule), bool(getattr(rule, "momentum", True))
 
 
-@contextmanager
-def named(name):
+class named:
     """Errors of a rule with the name of what it was stepping."""
-    try:
-        yield
-    except Exception as error:
-        error.add_note(f"in the step of {name}")
-        raise
+
+    def __init__(self, name):
+        self.name = name
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if error is not None:
+            error.add_note(f"in the step of {self.name}")
