@@ -21,15 +21,17 @@ def by_kernels(problems, iters, start, method):
     """
     terms: list = []
     dense: list = []
+    number: dict = {}  # of each term, as the kernels' weights have it
     for target, init, _, _ in problems:
         for A in (init, *target.terms):
-            kind = terms if type(A) is LowRank else dense
-            if _position(A, kind) is None:
-                kind.append(A)
+            if id(A) not in number:
+                low_rank = type(A) is LowRank
+                number[id(A)] = len(terms) if low_rank else -1
+                (terms if low_rank else dense).append(A)
     if len(dense) > 1 or (dense and method == "coefficients"):
         return None
     asked = [
-        compiled.Problem(_position(init, terms), _weights(target, terms), 0.0 if reg is None else reg, balance)
+        compiled.Problem(number[id(init)], _weights(target, number, len(terms)), 0.0 if reg is None else reg, balance)
         for target, init, reg, balance in problems
     ]
     given, factors = (terms, dense[0] if dense else None, asked, iters, start == "V"), None
@@ -40,22 +42,14 @@ def by_kernels(problems, iters, start, method):
     return None if factors is None else [LowRank._of(*pair) for pair in factors]
 
 
+def _weights(target, number, count):
+    """The coefficients of the low-rank terms, and the dense one's."""
+    weights = [0.0] * (count + 1)
+    for A, c in zip(target.terms, target.coefficients, strict=True):
+        weights[number[id(A)]] += c
+    return weights
+
+
 def _gram_matrices_pay(terms, problems, iters):
     ranks = [init.rank for _, init, _, _ in problems]
     return gram_matrices_cost_less(sum(terms[0].shape[-2:]), sum([A.rank for A in terms]), ranks, iters)
-
-
-def _position(A, terms):
-    for i, B in enumerate(terms):
-        if A is B:
-            return i
-    return None
-
-
-def _weights(target, terms):
-    """The coefficients of the low-rank terms, and the dense one's."""
-    weights = [0.0] * (len(terms) + 1)
-    for A, c in zip(target.terms, target.coefficients, strict=True):
-        i = _position(A, terms)
-        weights[-1 if i is None else i] += c
-    return weights

@@ -5,9 +5,9 @@ which is fixed, to the other one, Y, is
 
     Z = (X₁ᵀX; X₂ᵀX; …),   K with (X K)ᵀ(X K) = I,   P = diag(c) Z K,   Y = Y₁P₁ + Y₂P₂ + … = W (X K),
 
-where W = Σ Yⱼ diag(cⱼ) Xⱼᵀ; a dense term D adds D X K. What is small, R × r or r × r, is in float64. Y is made in blocks
-of columns that stay in cache, and the next half-step's Z with it, so that a half-step reads each factor once. Where it
-is cheaper, Z comes from the Gram matrices of both sides instead, as Z = G P, and Y is formed at the end alone.
+where W = Σ Yⱼ diag(cⱼ) Xⱼᵀ; a dense term D adds D X K. What is small, R × r or r × r, is in float64. Y is made in
+blocks of columns that stay in cache, and the next half-step's Z with it, so that a half-step reads each factor once.
+Where that is cheaper, Z comes from the Gram matrices of both sides instead, as Z = G P, and Y is formed at the end.
 
 K is the inverse of a Cholesky factor of XᵀX where the conditioning of X allows that at a loss of less than two digits;
 else X is orthogonalised first, at no loss. The kernels give up where columns are dependent to rounding: the caller then
@@ -18,7 +18,16 @@ import numpy as np
 from numba import njit
 
 from lorsum._blas import gemm
-from lorsum._triangles import BLOCK, inverse_root, is_finite, orthonormal, singular, times, turned
+from lorsum._triangles import (
+    BLOCK,
+    balanced,
+    balanced_with_basis,
+    inverse_root,
+    is_finite,
+    orthonormal,
+    times,
+    turned,
+)
 
 __all__ = ["alternating", "balanced", "combine", "compressed"]
 
@@ -37,10 +46,9 @@ def alternating(Us, Vs, dense, weights, problems, iters, v_first, by_gram, blas,
     """Success of the iterations on sums Σ cⱼ Uⱼ Vⱼᵀ + c D of the same terms, for ``first`` to ``last`` of a batch.
 
     ``Us`` and ``Vs`` have pairs of an array and False where it has the rows of a factor, (batch, rⱼ, m), or True where
-    it has its columns, (batch, m, rⱼ). ``dense`` is D, (batch, m, n), with m = 0 where there is none. Each sum has a
-    row of ``weights``, the cⱼ and c, and one of the ``problems``: the number of the term that it starts from, λ,
-    whether the result is to be balanced, and where it goes, U (batch, r, m) and V. ``blas`` has the addresses of ?gemm
-    for their dtype and for float64.
+    it has its columns. ``dense`` is D, (batch, m, n), with m = 0 where there is none. A sum has a row of ``weights``,
+    the cⱼ and c, and one of the ``problems``: the number of the term that it starts from, λ, whether the result is to
+    be balanced, and where it goes, U (batch, r, m) and V. ``blas``: the addresses of ?gemm for them and for float64.
     """
     m, n, zero = problems[0][3].shape[2], problems[0][4].shape[2], dense.dtype.type(0)
     starts = [problem[0] for problem in problems]
@@ -128,25 +136,6 @@ def _rank(A, by_columns):
 
 
 @njit(cache=True)
-def balanced(U, V, blas):
-    """Success and the rows of U√s and V√s, from the singular value decomposition of U Vᵀ."""
-    ok, B, C, _ = orthonormal(V, 0.0)
-    if not ok:
-        return False, U, V
-    return _balanced(times(C.T, U, blas), B, blas)
-
-
-@njit(cache=True)
-def _balanced(U, B, blas):
-    """The same for U Bᵀ with orthonormal columns of B."""
-    ok, A, C, _ = orthonormal(U, 0.0)
-    if not ok:
-        return False, U, B
-    P, s, Q = singular(C)
-    return True, times(P * np.sqrt(s), A, blas), times(Q * np.sqrt(s), B, blas)
-
-
-@njit(cache=True)
 def _iterate(ends, c, first_row, dense, iters, reg, balance, blas):
     """Success of the iteration that finds Y from X first.
 
@@ -159,10 +148,7 @@ def _iterate(ends, c, first_row, dense, iters, reg, balance, blas):
     D, weight, upright = dense
     T, N, last = one, one, one  # X T is the paper's factor, N = T⁻ᵀ, and in the end Y has to be multiplied by ``last``
     X[:], P = Xs[0][0][first_row : first_row + r], np.eye(R, r, -first_row)
-    if by_gram:
-        Z, gram, spread = _products_by_gram(G, P)
-    else:
-        Z, gram, spread = _products(Xs, X, R, blas), _gram_of(X, blas), 1.0
+    Z, gram, spread = _products_by_gram(G, P) if by_gram else (_products(Xs, X, R, blas), _gram_of(X, blas), 1.0)
     for half in range(2 * iters):
         final = half == 2 * iters - 1
         ok, C, K, condition = inverse_root(gram, reg)
@@ -189,12 +175,8 @@ def _iterate(ends, c, first_row, dense, iters, reg, balance, blas):
         if by_gram:
             Z, gram, spread = _products_by_gram(H, P)
         else:
-            A = times(weight * Q, B, blas) if D.size else B[:, :0]
-            if final:
-                combine(Ys, P, Y, blas)
-                _add_dense(D, upright, A, 0, Y, blas)
-            else:
-                Z, gram, spread = _combine_and_multiply(Ys, P, D, upright, A, Y, blas)
+            A = times(weight * Q, B, blas) if D.size else B
+            Z, gram, spread = _combine_and_multiply(Ys, P, D, upright, A, Y, not final, blas)
         X, Y, Xs, Ys, G, H, upright = Y, X, Ys, Xs, H, G, not upright
     if by_gram:
         combine(Xs, P, X, blas)
@@ -202,7 +184,7 @@ def _iterate(ends, c, first_row, dense, iters, reg, balance, blas):
     elif reg == 0:
         Y[:] = times(last, Y, blas)
     if balance:
-        ok, X[:], Y[:] = _balanced(X, Y, blas) if reg == 0 else balanced(X, Y, blas)
+        ok, X[:], Y[:] = balanced_with_basis(X, Y, blas) if reg == 0 else balanced(X, Y, blas)
         return ok
     return is_finite(X) and is_finite(Y)
 
@@ -229,8 +211,8 @@ def combine(Ys, P, Y, blas):
 
 
 @njit(cache=True)
-def _combine_and_multiply(Ys, P, D, upright, A, Y, blas):
-    """Y = Σ Yⱼ Pⱼ + D A, and of this Y the products, the Gram matrix and 1, as _products_by_gram has them."""
+def _combine_and_multiply(Ys, P, D, upright, A, Y, multiply, blas):
+    """Y = Σ Yⱼ Pⱼ + D A, and where wanted its products, its Gram matrix and 1, as _products_by_gram has them."""
     r = len(Y)
     Z, gram = np.zeros(P.shape), np.zeros((r, r))
     P = P.astype(Y.dtype)
@@ -239,8 +221,9 @@ def _combine_and_multiply(Ys, P, D, upright, A, Y, blas):
         block = Y[:, x : x + BLOCK]
         _combine_block(Ys, x, P, block, blas)
         _add_dense(D, upright, A, x, block, blas)
-        _add_products(Ys, x, block, part, Z, blas)
-        _add_gram(Y, x, copy, gram, blas)
+        if multiply:
+            _add_products(Ys, x, block, part, Z, blas)
+            _add_gram(Y, x, copy, gram, blas)
     return Z, gram, 1.0
 
 

@@ -11,7 +11,7 @@ from numba import njit
 
 from lorsum._blas import gemm
 
-__all__ = ["BLOCK", "inverse_root", "is_finite", "orthonormal", "singular", "times", "turned"]
+__all__ = ["BLOCK", "balanced", "balanced_with_basis", "inverse_root", "is_finite", "orthonormal", "times", "turned"]
 
 BLOCK = 1024  # columns that are worked on at a time: with all terms they fit into the second-level cache
 ROTATED = 12  # columns up to which rotations cost less than LAPACK's SVD, and much less where its code is not in cache
@@ -101,7 +101,26 @@ def _inverse(C):
 
 
 @njit(cache=True)
-def singular(C):
+def balanced(U, V, blas):
+    """Success and the rows of U√s and V√s, from the singular value decomposition of U Vᵀ."""
+    ok, B, C, _ = orthonormal(V, 0.0)
+    if not ok:
+        return False, U, V
+    return balanced_with_basis(times(C.T, U, blas), B, blas)
+
+
+@njit(cache=True)
+def balanced_with_basis(U, B, blas):
+    """The same for U Bᵀ with orthonormal columns of B."""
+    ok, A, C, _ = orthonormal(U, 0.0)
+    if not ok:
+        return False, U, B
+    P, s, Q = _singular(C)
+    return True, times(P * np.sqrt(s), A, blas), times(Q * np.sqrt(s), B, blas)
+
+
+@njit(cache=True)
+def _singular(C):
     """P, s and Q with C = P diag(s) Qᵀ, for an invertible C: small ones by Jacobi's rotations of pairs of columns."""
     r = len(C)
     if r > ROTATED:

@@ -1,7 +1,5 @@
 """From tensors to what the rules compute on, and back: on the CPU NumPy views, which lorsum's kernels take."""
 
-from typing import Any
-
 import numpy as np
 import torch
 
