@@ -1,5 +1,7 @@
 """From sums to what the kernels iterate on: several of them together, so that the terms they share are read once."""
 
+import numpy as np
+
 from lorsum import _compiled as compiled
 from lorsum._preparation import gram_matrices_cost_less
 from lorsum.lowrank import LowRank
@@ -25,20 +27,24 @@ def by_kernels(problems, iters, start, method):
     for target, init, _, _ in problems:
         for A in (init, *target.terms):
             if id(A) not in number:
-                low_rank = type(A) is LowRank
-                number[id(A)] = len(terms) if low_rank else -1
-                (terms if low_rank else dense).append(A)
-    if len(dense) > 1 or (dense and method == "coefficients"):
+                is_dense = type(A) is not LowRank
+                number[id(A)] = -1 if is_dense else len(terms)
+                (dense if is_dense else terms).append(A)
+    if len(dense) > 1 or any([type(D) is not np.ndarray or method == "coefficients" for D in dense]):
         return None
     asked = [
         compiled.Problem(number[id(init)], _weights(target, number, len(terms)), 0.0 if reg is None else reg, balance)
         for target, init, reg, balance in problems
     ]
-    given, factors = (terms, dense[0] if dense else None, asked, iters, start == "V"), None
-    if method == "coefficients" or (method == "auto" and not dense and _gram_matrices_pay(terms, problems, iters)):
-        factors = compiled.alternating(*given, by_gram=True)
+    v_first, D, factors = start == "V", dense[0] if dense else None, None
+    if method == "coefficients" or (method == "auto" and _gram_matrices_pay(terms, D, problems, iters)):
+        if D is None:
+            factors = compiled.alternating(terms, None, asked, iters, v_first, by_gram=True)
+        else:
+            factored = [problem._replace(weights=[*problem.weights, 0.0]) for problem in asked]
+            factors = compiled.alternating([*terms, _factored(D)], None, factored, iters, v_first, by_gram=True)
     if factors is None and method != "coefficients":
-        factors = compiled.alternating(*given, by_gram=False)
+        factors = compiled.alternating(terms, D, asked, iters, v_first, by_gram=False)
     return None if factors is None else [LowRank._of(*pair) for pair in factors]
 
 
@@ -50,6 +56,13 @@ def _weights(target, number, count):
     return weights
 
 
-def _gram_matrices_pay(terms, problems, iters):
+def _gram_matrices_pay(terms, D, problems, iters):
     ranks = [init.rank for _, init, _, _ in problems]
-    return gram_matrices_cost_less(sum(terms[0].shape[-2:]), sum([A.rank for A in terms]), ranks, iters)
+    return gram_matrices_cost_less(terms[0].shape, sum([A.rank for A in terms]), ranks, iters, dense=D is not None)
+
+
+def _factored(D):
+    """An array as I D or D I: columns that have a Gram matrix."""
+    m, n = D.shape[-2:]
+    eye = np.broadcast_to(np.eye(min(m, n), dtype=D.dtype), (*D.shape[:-2], min(m, n), min(m, n)))
+    return LowRank._of(eye, D.mT) if m <= n else LowRank._of(D, eye)

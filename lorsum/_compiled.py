@@ -128,7 +128,7 @@ def _as_dense(x, count, dtype):
     """An array as a batch with contiguous rows, of no numbers for None; None for one that is not for the kernels."""
     if x is None:
         return np.empty((count, 0, 0), dtype)
-    if type(x) is not np.ndarray or x.dtype != dtype:
+    if x.dtype != dtype:
         return None
     return _as_batch(x if x.flags.c_contiguous and x.flags.writeable else x.copy(order="C"))
 

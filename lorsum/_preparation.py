@@ -44,14 +44,17 @@ def coefficients_cost_less(W, rank, iters):
     return compressing + iters * (8 * R**2 * r + 12 * R * r**2) < _direct_cost(m + n, R, r, iters)
 
 
-def gram_matrices_cost_less(length, R, ranks, iters):
+def gram_matrices_cost_less(shape, R, ranks, iters, dense=False):
     """The same with Gram matrices in the kernels, for sums of the same terms and the ranks of their approximations.
 
-    Fitted to times, from R = 32 to 288 and m + n = 204 to 15,104.
+    Fitted to times, from R = 32 to 288 and m + n = 204 to 15,104. A dense term costs 4 m n r operations an iteration,
+    or has min(m, n) columns.
     """
-    r = sum(ranks)
-    by_gram = length * (0.9 * R**2 + 40 * R + 2 * R * r) + 100 * R**2 + iters * 10 * R**2 * r
-    return by_gram < sum([_direct_cost(length, R, rank, iters) for rank in ranks])
+    m, n = shape[-2:]
+    columns, r = R + dense * min(m, n), sum(ranks)
+    by_gram = (m + n) * (0.9 * columns**2 + 40 * columns + 2 * columns * r) + 100 * columns**2
+    direct = sum([_direct_cost(m + n, R, rank, iters) for rank in ranks]) + dense * 4 * iters * m * n * r
+    return by_gram + iters * 10 * columns**2 * r < direct
 
 
 def _direct_cost(length, R, r, iters):

@@ -233,6 +233,20 @@ def test_balanced_factors_are_the_square_roots_of_the_svd(rng, m, n, condition):
     np.testing.assert_allclose(X.V.T @ X.V, expected, rtol=0, atol=100 * EPS * condition)
 
 
+@pytest.mark.parametrize("rank", [1, 8, 12, 13, 20])  # small ones by rotations, others by LAPACK
+@pytest.mark.parametrize("size", [1e-150, 1.0, 1e150])
+@pytest.mark.parametrize("spectrum", ["equal", "graded"])
+def test_balanced_at_any_rank_and_size(rank, size, spectrum):
+    rng = np.random.default_rng(0)
+    s = np.ones(rank) if spectrum == "equal" else np.logspace(0, -6, rank)
+    W = with_spectrum(rng, 40, 30, s)
+    A = np.linalg.qr(rng.normal(size=(rank, rank)))[0]
+    X = LowRank(W.U @ A * size, W.V @ A).balanced()
+    assert distance(X.U / size**0.5 @ (X.V / size**0.5).T, W) < 1e-14
+    for factor in X:
+        np.testing.assert_allclose(factor.T @ factor / size, np.diag(s), rtol=0, atol=1e-13)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.complex64, np.complex128])
 def test_balanced_keeps_shape_rank_and_dtype(dtype):
     W = normal_lowrank(np.random.default_rng(0), 6, 5, 3, dtype)

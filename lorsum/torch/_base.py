@@ -232,7 +232,8 @@ class AdapterOptimizer(torch.optim.Optimizer):
             slots = self._slots[adapter.B].current()
             W, G = bridge.matrix_in(slots), gradients.gradient(capture, rule)
             held, c = self._held(rule, adapter.B, W), gradients.factors[adapter.B]
-            if capture.checked and (self.debug or gradients.unchecked) and capture.weights_are_those_of_grad():
+            checked = self.debug or (capture.checked and gradients.unchecked)
+            if checked and capture.weights_are_those_of_grad():
                 check_against_autograd(adapter, G, capture.gradient.rounding() * c)
             following = held.state.count + 2
             capture.checked = self.debug or following & (following - 1) == 0  # steps 1, 2, 4, 8, …

@@ -480,6 +480,20 @@ def test_a_shape_that_changed_is_named():
         optimizer.step()
 
 
+def test_parameters_may_be_given_other_memory():
+    trained = []
+    for moved in (False, True):
+        model = network()
+        optimizer = OPLoRA(model, lr=0.1, momentum=0.9)
+        for step in range(4):
+            if moved and step == 2:
+                for p in model.parameters():
+                    p.data = p.data.clone()
+            train(model, optimizer, [step])
+        trained.append([p.detach().clone() for p in model.parameters()])
+    assert all(map(torch.equal, *trained))
+
+
 def test_gradients_changed_in_two_ways_are_named():
     model = network()
     optimizer = OPLoRA(model, lr=0.1)
