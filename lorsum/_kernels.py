@@ -152,7 +152,7 @@ def _iterate(ends, c, first_row, dense, iters, reg, balance, blas):
     for half in range(2 * iters):
         final = half == 2 * iters - 1
         ok, C, K, condition = inverse_root(gram, reg)
-        B, Q = X, K  # Y = W B Q
+        B, Q = X, K
         if not ok or condition * spread > HARMLESS:
             if by_gram:
                 return False  # the Gram matrices have lost what an orthogonalisation would need
@@ -162,16 +162,14 @@ def _iterate(ends, c, first_row, dense, iters, reg, balance, blas):
             Z, Q = _products(Xs, B, R, blas), one
             if reg == 0:
                 X[:], T, N, C, K = B, C @ T, turned(K) @ N, one, one
-        if reg > 0:
-            Q = Q @ turned(K)
-        else:
-            other, T, N = T, turned(K) @ N, C @ T
-            last = K
-            if final and not balance and _cost_of_gauge(T, N) <= HARMLESS_GAUGE:
-                Q, last = Q @ T, other
         before, P = P, _weighted(c, Z @ Q)
         if reg > 0:
-            P[first_row : first_row + r] += reg * (K @ turned(K))
+            P[first_row : first_row + r] += reg * K  # (W B Q + λ Y₀ K) Kᵀ
+            P, Q = P @ turned(K), Q @ turned(K)
+        else:
+            other, T, N, last = T, turned(K) @ N, C @ T, K
+            if final and not balance and _cost_of_gauge(T, N) <= HARMLESS_GAUGE:
+                P, Q, last = P @ T, Q @ T, other
         if by_gram:
             Z, gram, spread = _products_by_gram(H, P)
         else:
