@@ -285,9 +285,10 @@ def clip_by_global_norm(max_norm):
 
 
 def labels(params):
-    """Which parameters are "adapters", and which "others", for ``optax.multi_transform``.
+    """A function that says which parameters are "adapters", and which "others", for ``optax.multi_transform``.
 
-    Pass it the result, not this function: Optax would call it on gradients as well, where a matrix is no adapter.
+    A function, since Optax would call a model of Equinox; and of these parameters, since Optax asks it about gradients
+    as well, where a matrix is no adapter.
 
     Parameters
     ----------
@@ -295,16 +296,18 @@ def labels(params):
 
     Returns
     -------
-    pytree
-        The same with a word in place of each leaf, a LowRank being one.
+    callable
+        Gives ``params`` with a word in place of each leaf, a LowRank being one.
 
     Examples
     --------
     >>> import jax.numpy as jnp
-    >>> labels({"W": LowRank(jnp.ones((4, 1)), jnp.ones((3, 1))), "b": jnp.ones(4)})
+    >>> params = {"W": LowRank(jnp.ones((4, 1)), jnp.ones((3, 1))), "b": jnp.ones(4)}
+    >>> labels(params)(params)
     {'W': 'adapters', 'b': 'others'}
     """
-    return jax.tree.map(lambda leaf: "adapters" if is_low_rank(leaf) else "others", params, is_leaf=is_low_rank)
+    labelled = jax.tree.map(lambda leaf: "adapters" if is_low_rank(leaf) else "others", params, is_leaf=is_low_rank)
+    return lambda _: labelled
 
 
 def _adapters(params):
@@ -314,7 +317,7 @@ def _adapters(params):
         if not is_low_rank(leaf):
             raise TypeError(
                 f"`params{jax.tree_util.keystr(path)}` is a {type(leaf).__name__}, which this does not train; a "
-                "LowRank is needed. optax.multi_transform({'adapters': …, 'others': …}, lorsum.jax.labels(params)) parts them."
+                "LowRank is needed. Part them by optax.multi_transform and lorsum.jax.labels(params)."
             )
     return [leaf for _, leaf in leaves], structure
 
@@ -325,8 +328,8 @@ def _states(structure, state):
         return structure.flatten_up_to(state)
     except ValueError as error:
         raise ValueError(
-            f"`state` is not that of these adapters ({error}). With optax.multi_transform pass labels(params), the "
-            "result: the function would be asked about the gradients too, where a matrix is no adapter."
+            f"`state` is not that of these adapters ({error}). With optax.multi_transform, labels "
+            "must be those of the parameters for gradients too, where a matrix is no adapter: pass labels(params)."
         ) from None
 
 
