@@ -4,7 +4,17 @@ from jax.tree_util import GetAttrKey, register_pytree_with_keys
 
 from lorsum.lowrank import LowRank, LowRankSum
 
-__all__ = ["is_low_rank", "register"]
+__all__ = ["Pair", "is_low_rank", "register"]
+
+
+class Pair(LowRank):
+    """The gradient G = SᵀX of an adapter, LowRank(Sᵀ, Xᵀ).
+
+    To JAX it is another kind of node than an adapter. What combines the arrays of gradients and parameters, such as
+    weight decay or an average of gradients, is then an error, also where their shapes happen to agree.
+    """
+
+    __slots__ = ()
 
 
 def register():
@@ -12,7 +22,7 @@ def register():
 
     The coefficients of a sum are parts as well, so that a new learning rate does not compile anew.
     """
-    for kind, names in ((LowRank, ("U", "V")), (LowRankSum, ("terms", "coefficients"))):
+    for kind, names in ((LowRank, ("U", "V")), (Pair, ("U", "V")), (LowRankSum, ("terms", "coefficients"))):
         register_pytree_with_keys(kind, *_flattening(kind, names))
 
 

@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from lorsum.jax._plan import Factor, planned
-from lorsum.jax._pytrees import is_low_rank
+from lorsum.jax._pytrees import Pair, is_low_rank
 from lorsum.jax._run import dense_slot, pair, pair_slot, run
-from lorsum.lowrank import LowRank
 
 __all__ = ["grad", "value_and_grad"]
 
@@ -17,7 +16,7 @@ def value_and_grad(loss, has_aux=False, *, gradient="auto"):
     """A function that computes a loss and its gradient, that of an adapter W with respect to the matrix W.
 
     Like :func:`jax.value_and_grad`, but in place of a :class:`lorsum.LowRank` of the parameters the gradient has the
-    pair ``LowRank(Sᵀ, Xᵀ)`` with G = SᵀX, where S are the gradients with respect to the outputs of all products with
+    pair ``LowRank(Sᵀ, Xᵀ)``, G = SᵀX, where S are the gradients with respect to the outputs of all products with
     W, and X their inputs, a row each; or G itself where that is smaller.
 
     Parameters
@@ -51,12 +50,13 @@ def value_and_grad(loss, has_aux=False, *, gradient="auto"):
     The loss is traced once to find its products, and then run and differentiated with a slot beside each: a further
     input that changes nothing, and of which the derivative is S or SᵀX. No derivative with respect to U and V is taken.
 
-    A pair is no gradient of the factors. What acts on each array for itself, as most of Optax does, must not act on it:
-    scaling both by c scales G by c². See :func:`lorsum.jax.oplora`, and :func:`lorsum.jax.clip_by_global_norm`.
+    A pair is no gradient of the factors. What acts on each array for itself must not act on it: scaling both
+    by c scales G by c². See :func:`lorsum.jax.oplora`, and :func:`lorsum.jax.clip_by_global_norm`.
 
     Examples
     --------
     >>> import jax, jax.numpy as jnp
+    >>> from lorsum import LowRank
     >>> from lorsum.jax import lora
     >>> W = LowRank(jnp.zeros((40, 2)), jnp.ones((30, 2)))
     >>> x, y = jnp.ones((5, 30)), jnp.ones((5, 40))
@@ -105,6 +105,7 @@ def grad(loss, has_aux=False, *, gradient="auto"):
     Examples
     --------
     >>> import jax.numpy as jnp
+    >>> from lorsum import LowRank
     >>> from lorsum.jax import lora
     >>> W = LowRank(jnp.ones((4, 1)), jnp.ones((3, 1)))
     >>> grad(lambda W: lora(jnp.ones(3), W).sum())(W)
@@ -199,4 +200,5 @@ def _whole(parts):
     if not isinstance(parts[0], tuple):
         return sum(parts[1:], parts[0])
     S, X = (jnp.concatenate(rows, axis=-2) if len(rows) > 1 else rows[0] for rows in zip(*parts, strict=True))
-    return LowRank(S.mT, X.mT)
+    dtype = jnp.result_type(S, X)
+    return Pair._of(S.mT.astype(dtype), X.mT.astype(dtype))

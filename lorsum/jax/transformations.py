@@ -6,7 +6,7 @@ import numpy as np
 import optax
 
 from lorsum import optim
-from lorsum.jax._pytrees import is_low_rank
+from lorsum.jax._pytrees import Pair, is_low_rank
 from lorsum.lowrank import LowRank
 
 __all__ = [
@@ -378,4 +378,4 @@ def _squared_norm(G):
 
 
 def _times(c, G):
-    return LowRank(G.U * c.astype(G.dtype), G.V) if is_low_rank(G) else G * c.astype(G.dtype)
+    return Pair._of(G.U * c.astype(G.dtype), G.V) if is_low_rank(G) else G * c.astype(G.dtype)
