@@ -29,6 +29,7 @@ from lorsum.jax.gradients import grad, value_and_grad  # noqa: E402  # their fun
 from lorsum.jax.layers import LoRAConv2d, LoRALinear, add_lora, partition  # noqa: E402
 from lorsum.jax.products import lora, lora_conv  # noqa: E402
 from lorsum.jax.transformations import (  # noqa: E402
+    apply_if_finite,
     clip_by_global_norm,
     labels,
     oplora,
@@ -44,6 +45,7 @@ __all__ = [
     "LoRAConv2d",
     "LoRALinear",
     "add_lora",
+    "apply_if_finite",
     "clip_by_global_norm",
     "grad",
     "labels",

@@ -1,5 +1,8 @@
 """The update rules of :mod:`lorsum.optim` as gradient transformations of Optax."""
 
+from functools import partial
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +13,7 @@ from lorsum.jax._pytrees import Pair, is_low_rank
 from lorsum.lowrank import LowRank
 
 __all__ = [
+    "apply_if_finite",
     "clip_by_global_norm",
     "labels",
     "oplora",
@@ -54,7 +58,7 @@ def transformation(rule, *, rng=0):
     Of what acts on each array for itself, nothing may come before this in a chain: it would act on S and X. Use
     :func:`clip_by_global_norm` to clip; or matrices, ``gradient="dense"``, on which all that is linear acts rightly.
     Under ``jit`` values cannot be checked: a gradient that is not finite makes the parameters so, which
-    ``optax.apply_if_finite`` prevents.
+    :func:`apply_if_finite` prevents.
 
     Examples
     --------
@@ -282,6 +286,54 @@ def clip_by_global_norm(max_norm):
         return jax.tree.map(lambda G: _times(c, G), gradients, is_leaf=is_low_rank), state
 
     return optax.GradientTransformation(optax.init_empty_state, update)
+
+
+class ApplyIfFiniteState(NamedTuple):
+    """State of the inner transformation, and how many gradients in a row, and in all, were left out."""
+
+    inner_state: Any
+    notfinite_count: Any
+    total_notfinite: Any
+
+
+def apply_if_finite(inner):
+    """Leave out steps of which the gradients have a NaN or an infinity: nothing moves, the state included.
+
+    What ``optax.apply_if_finite`` is for updates that have the structure of the gradients, which here they have not. It
+    goes around a whole chain, or around ``optax.multi_transform``.
+
+    Parameters
+    ----------
+    inner : optax.GradientTransformation
+
+    Returns
+    -------
+    optax.GradientTransformation
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> W, G = LowRank(jnp.ones((4, 1)), jnp.ones((3, 1))), jnp.full((4, 3), jnp.nan)
+    >>> tx = apply_if_finite(preconditioned_sgd(0.1))
+    >>> updates, state = jax.jit(tx.update)(G, tx.init(W), W)
+    >>> updates.U.ravel().tolist(), int(state.notfinite_count)
+    ([0.0, 0.0, 0.0, 0.0], 1)
+    """
+
+    def init(params):
+        return ApplyIfFiniteState(inner.init(params), jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32))
+
+    def update(gradients, state, params=None):
+        finite = jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(gradients)]).all()
+        # Steps of what is not finite may raise without jit
+        tame = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), gradients)
+        updates, inner_state = inner.update(tame, state.inner_state, params)
+        updates = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), updates)
+        inner_state = jax.tree.map(partial(jnp.where, finite), inner_state, state.inner_state)
+        counts = jnp.where(finite, 0, state.notfinite_count + 1), state.total_notfinite + (1 - finite.astype(jnp.int32))
+        return updates, ApplyIfFiniteState(inner_state, *counts)
+
+    return optax.GradientTransformation(init, update)
 
 
 def labels(params):
