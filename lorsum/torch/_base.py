@@ -262,7 +262,7 @@ class AdapterOptimizer(torch.optim.Optimizer):
         """The state of a parameter; what is not there yet as ``rule.init`` has it."""
         was, held = self._states.get(p, (None, None))
         if was != kind_of(rule) or not held.is_of(self.state[p]):
-            rng = np.random.default_rng([self.seed, self._number_of[p]])
+            rng = np.random.default_rng([self.seed, list(self._captures).index(p)])
             held = bridge.Held(rule.init(W, rng=rng), self.state[p])
             self._states[p] = kind_of(rule), held
         return held

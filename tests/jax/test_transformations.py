@@ -318,20 +318,24 @@ SINGULAR = {
 }
 
 
+@functools.cache
+def singular_step(iters, reg):
+    """Compiled once for all cases of one structure."""
+    tx = lj.oplora(0.1, momentum=0.9, iters=iters, reg=reg)
+    return tx, jit(tx.update)
+
+
 @pytest.mark.parametrize("reg", [0.0, 1e-3])
 @pytest.mark.parametrize("iters", [1, 3])
 @pytest.mark.parametrize("case", SINGULAR)
 def test_compiled_steps_are_finite_where_the_input_is(case, iters, reg):
     """And the first is what the rule gives on NumPy arrays, but where rounding alone tells two columns apart."""
     W, G = SINGULAR[case](*map(in_numpy, (adapter(0, 9, 7), LowRank(*pair_of(10, 9, 7)))))
-    tx, rule = (
-        lj.oplora(0.1, momentum=0.9, iters=iters, reg=reg),
-        optim.OPLoRA(lr=0.1, momentum=0.9, iters=iters, reg=reg),
-    )
+    tx, update = singular_step(iters, reg)
+    rule = optim.OPLoRA(lr=0.1, momentum=0.9, iters=iters, reg=reg)
     params, gradient = jax.tree.map(jnp.asarray, (W, G))
     state = tx.init(params)
     expected_state = in_numpy(state)._replace(count=0)
-    update = jit(tx.update)
     updates, state = update(gradient, state, params)
     params = optax.apply_updates(params, updates)
     expected = rule.step(W, G, expected_state)[0].to_dense()
