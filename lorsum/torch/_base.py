@@ -111,9 +111,9 @@ class AdapterOptimizer(torch.optim.Optimizer):
         self.debug = bool(debug)
         self._classes = {type(rule).__name__: type(rule), type(self._others).__name__: type(self._others)}
         self._ahead = Ahead() if overlap else None
-        self._group_of: dict = {}  # by parameter: the number of its group, and its own
-        self._number_of: dict = {}
+        self._group_of: dict = {}  # by parameter: the number of its group
         self._captures: dict = {}  # by B
+        self._number_of: dict = {}  # by B: the adapter's, in order
         self._rules: dict = {}  # by group number: the options that it was made of, and the rule
         self._states: dict = {}  # by B: what its state's structure depends on, and the state
         self._other_steps: dict = {}  # by group
@@ -142,6 +142,7 @@ class AdapterOptimizer(torch.optim.Optimizer):
                 capture = Capture(adapter, self._form, self.process_group)
                 if self._ahead is not None:
                     capture.listener = _calling(self, "_start")
+                self._number_of[adapter.B] = len(self._captures)
                 self._captures[adapter.B] = capture
         if rest:
             self._names.update((p, name) for name, p in rest)
@@ -153,7 +154,7 @@ class AdapterOptimizer(torch.optim.Optimizer):
         _made(self._classes, options)
         super().add_param_group({"params": params, **options})
         for p in params:
-            self._group_of[p], self._number_of[p] = len(self.param_groups) - 1, len(self._number_of)
+            self._group_of[p] = len(self.param_groups) - 1
         group = self.param_groups[-1]
         for name in set(group) - set(options) - {"params"}:
             del group[name]  # defaults of the adapters' rule, which torch fills in
@@ -262,7 +263,7 @@ class AdapterOptimizer(torch.optim.Optimizer):
         """The state of a parameter; what is not there yet as ``rule.init`` has it."""
         was, held = self._states.get(p, (None, None))
         if was != kind_of(rule) or not held.is_of(self.state[p]):
-            rng = np.random.default_rng([self.seed, list(self._captures).index(p)])
+            rng = np.random.default_rng([self.seed, self._number_of[p]])
             held = bridge.Held(rule.init(W, rng=rng), self.state[p])
             self._states[p] = kind_of(rule), held
         return held
