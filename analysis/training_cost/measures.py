@@ -10,12 +10,17 @@ from torch.profiler import ProfilerActivity, profile
 from analysis.benchmarks.memory import Grown, grown_arrays
 from analysis.benchmarks.timing import no_collection
 
-__all__ = ["captured_nbytes", "grown_tensors", "interleaved", "peaks", "state_nbytes"]
+__all__ = ["both_clocks", "captured_nbytes", "grown_tensors", "interleaved", "peaks", "state_nbytes"]
 
 WARM = 3  # rounds that do not count: kernels are compiled, states made
 
 
-def interleaved(trainings, batches, rounds, clock=time.perf_counter):
+def both_clocks():
+    """Wall time, and processor time of all threads: what else the machine does takes of the first alone."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def interleaved(trainings, batches, rounds, clock=both_clocks):
     """Time steps of several trainings in turns, so that what disturbs the machine disturbs all of them.
 
     Parameters
@@ -30,7 +35,7 @@ def interleaved(trainings, batches, rounds, clock=time.perf_counter):
     Returns
     -------
     dict
-        Name → pairs of seconds, one a round: forward and backward, and the optimizer's step.
+        Name → seconds by the round, by forward and backward or the optimizer's step, and by the clock.
     """
     seconds, order = {name: [] for name in trainings}, np.random.default_rng(0)
     with no_collection():
@@ -40,7 +45,7 @@ def interleaved(trainings, batches, rounds, clock=time.perf_counter):
                 taken = _timed(trainings[name], batch, clock)
                 if number >= WARM:
                     seconds[name].append(taken)
-    return seconds
+    return {name: np.array(taken) for name, taken in seconds.items()}
 
 
 def _timed(training, batch, clock):

@@ -70,16 +70,17 @@ _METHOD = """\
 Every optimizer trains a copy of the same model on the same batches, on one thread. What is outside the adapters is
 trained by AdamW with all of them, and nothing is clipped, so that rows differ in what trains the adapters. AdamW is
 `torch.optim`'s; LoRA+ and Riemannian AdamW are what `create_loraplus_optimizer` and `create_riemannian_optimizer` of
-`peft.optimizers` make of it; all others are of `lorsum.torch`, with momentum 0.9, of the adapter's rank where it has one.
-"pairs" and "dense" are `gradient=`, which is "auto" elsewhere; "overlap" is `overlap=True`.
+`peft.optimizers` make of it; all others are of `lorsum.torch`; OPLoRA's momentum has the adapter's rank. "pairs" and
+"dense" are `gradient=`, which is "auto" elsewhere; "overlap" is `overlap=True`.
 
 **Time.** Optimizers take turns step by step, in an order that differs from round to round. The overhead of a round is
 (forward, backward and step − those of AdamW in that round) / (forward and backward with AdamW, which has no hooks);
 given are medians over the rounds, and the middle half of them. Its parts: what forward and backward take longer,
 which is the hooks that capture the gradients, and what the step takes longer. "AdamW again" is another copy of the
-baseline: what it differs by is noise. With `overlap` an adapter's step runs in a second thread beside the rest of the
-backward pass, which wants a second core; where there is none, or other work has it, the step is only moved into the
-backward pass.
+baseline: what it differs by is noise. Processor time, of all threads, leaves out what other work on the machine took,
+and is the whole work of an optimizer that uses two threads. With `overlap` an adapter's step runs in a second thread
+beside the rest of the backward pass, which wants a second core; where there is none, or other work has it, the step
+is at best moved into the backward pass.
 
 **Memory.** The state is what the optimizer keeps for the adapters, over the size of their parameters; counts of
 steps, of some bytes, are left out. Captured is what it holds of the gradients beyond `.grad` when the backward pass
@@ -116,7 +117,8 @@ def _state_outcome(results, optimizer):
 def _overhead_outcome(results, optimizer):
     seconds = results["seconds"]
     ours, overlapped = overhead(seconds, optimizer), OVERLAP.format(optimizer)
-    note = f"hooks {ours.hooks:.1%}, step {ours.step:.1%}"
+    in_processor_time = overhead(results["processor"], optimizer).total
+    note = f"hooks {ours.hooks:.1%}, step {ours.step:.1%}; in processor time {in_processor_time:.1%}"
     if overlapped in seconds:
         note += f"; with overlap {overhead(seconds, overlapped).total:.1%}"
     if AGAIN in seconds:
@@ -134,7 +136,7 @@ def _setup(record):
 
 
 def _times(record):
-    seconds = record["results"]["seconds"]
+    seconds, processor = (record["results"][clock] for clock in ("seconds", "processor"))
     rows = []
     for name, pairs in seconds.items():
         gradients, step = np.median(np.array(pairs), axis=0)
@@ -142,8 +144,10 @@ def _times(record):
         if name != BASELINE:
             ours = overhead(seconds, name)
             row += [f"{part:.1%}" for part in ours[:3]] + [f"{ours.low:.1%} … {ours.high:.1%}"]
-        rows.append(row + ["–"] * (7 - len(row)))
-    header = ["optimizer", "forward + backward", "step", "overhead", "of it the hooks", "of it the step", "middle half"]
+            row.append(f"{overhead(processor, name).total:.1%}")
+        rows.append(row + ["–"] * (8 - len(row)))
+    header = ["optimizer", "forward + backward", "step", "overhead", "of it the hooks", "of it the step", "middle half",
+              "in processor time"]  # fmt: skip
     return table(header, rows)
 
 

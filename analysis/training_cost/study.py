@@ -34,7 +34,8 @@ def run(config):
         ``parameters``, ``trained`` and ``lora``: numbers of the model, of what is trained, and of its adapters; and by
         the task, name → value:
 
-        - ``seconds``: pairs of forward and backward and of the optimizer's step, one a round;
+        - ``seconds``: pairs of forward and backward and of the optimizer's step, one a round; ``processor``: the same
+          of processor time;
         - ``lora_state`` and ``state``: bytes that the optimizer keeps for the adapters, and for all; ``captured``, of
           the gradients that it holds beyond ``.grad``; ``tensors`` and ``arrays``, see `peaks`.
     """
@@ -55,7 +56,10 @@ def _factors(model):
 def _run_time(config, task):
     trainings = {name: Training(task, OPTIMIZERS[name]) for name in config["optimizers"]}
     seconds = interleaved(trainings, task.batches, config["rounds"])
-    return {"seconds": {name: [_short(pair) for pair in pairs] for name, pairs in seconds.items()}}
+    return {
+        entry: {name: _short(taken[..., clock]) for name, taken in seconds.items()}
+        for clock, entry in enumerate(("seconds", "processor"))
+    }
 
 
 def _run_memory(config, task):
@@ -75,6 +79,6 @@ def _memory(training, batch):
     }
 
 
-def _short(pair):
+def _short(seconds):
     """Four digits are more than a clock is worth."""
-    return [float(f"{value:.4g}") for value in pair]
+    return [[float(f"{value:.4g}") for value in pair] for pair in seconds]
