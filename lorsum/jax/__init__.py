@@ -29,9 +29,6 @@ from lorsum.jax.gradients import grad, value_and_grad  # noqa: E402  # their fun
 from lorsum.jax.layers import LoRAConv2d, LoRALinear, add_lora, partition  # noqa: E402
 from lorsum.jax.products import lora, lora_conv  # noqa: E402
 from lorsum.jax.transformations import (  # noqa: E402
-    apply_if_finite,
-    clip_by_global_norm,
-    labels,
     oplora,
     preconditioned_adamw,
     preconditioned_sgd,
@@ -40,6 +37,7 @@ from lorsum.jax.transformations import (  # noqa: E402
     svdlora,
     transformation,
 )
+from lorsum.jax.wrappers import apply_if_finite, clip_by_global_norm, labels  # noqa: E402
 
 __all__ = [
     "LoRAConv2d",

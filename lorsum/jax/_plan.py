@@ -5,7 +5,7 @@ checkpoints and changes of precision to the products. Whatever else uses a facto
 among them, the gradient is not that of the products alone, and the caller must say so.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -20,10 +20,11 @@ _HANDED_ON = {"convert_element_type", "copy", "copy_p", "device_put", "optimizat
 
 
 class Factor(NamedTuple):
-    """U or V of the adapter of this number."""
+    """U or V of the adapter of this number, or of a stack of them the slice of which a round of these loops has."""
 
     adapter: int
     side: str
+    loops: tuple = ()
 
 
 class Tainted(NamedTuple):
@@ -48,12 +49,17 @@ class Product:
     those of a stack of adapters; ``loops`` are around it, the outermost first.
     """
 
-    adapter: int
+    factor: Factor
     view: Any
     x: Any
     y: Any
     stack: int
     loops: tuple[Loop, ...] = ()
+
+    @property
+    def adapter(self):
+        """Its number."""
+        return self.factor.adapter
 
     @property
     def rows(self):
@@ -80,22 +86,20 @@ class Plan:
 
 
 class Inner(NamedTuple):
-    """The plans of the programs inside an equation; of a loop also its length, and which adapters it goes over."""
+    """The plans of the programs inside an equation, and the length of a loop."""
 
     plans: list
-    length: int | None = None
-    stacks: frozenset = frozenset()
+    length: Any = None
 
     @property
     def products(self):
         """Their products, as seen from outside."""
         inside = [x for plan in self.plans for x in plan.products]
-        if self.length is None:
-            return inside
-        return [
-            Product(x.adapter, x.view, x.x, x.y, x.stack, (Loop(self.length, x.adapter in self.stacks), *x.loops))
-            for x in inside
-        ]
+        return inside if self.length is None else [replace(x, loops=(self.loop_around(x), *x.loops)) for x in inside]
+
+    def loop_around(self, product):
+        """The loop as a product in it sees it."""
+        return Loop(self.length, id(self.plans[0].jaxpr) in product.factor.loops)
 
 
 def planned(program, origins):
@@ -164,22 +168,22 @@ def _product(eqn, of_x, of_U, of_V):
     if not (isinstance(of_U, Factor) and of_U.side == "U" and of_V == of_U._replace(side="V")):
         return None, [_taint([of_U, of_V], "a product with two adapters' factors")]
     x, U, _ = (v.aval for v in eqn.invars)
-    return Product(of_U.adapter, eqn.params["view"], x, eqn.outvars[0].aval, U.ndim - 2), [taint]
+    return Product(of_U, eqn.params["view"], x, eqn.outvars[0].aval, U.ndim - 2), [taint]
 
 
 def _loop(eqn, origins):
     """A scan: what it goes over comes as slices; what it carries comes around, and taints with it."""
-    name, first = eqn.primitive.name, eqn.params["num_consts"]
+    name, body, first = eqn.primitive.name, eqn.params["jaxpr"], eqn.params["num_consts"]
     last = first + eqn.params["num_carry"]
+    own = (id(body.jaxpr),)
+    over = [x._replace(loops=own + x.loops) if isinstance(x, Factor) else x for x in origins[last:]]
     carried = [_taint([x], name) for x in origins[first:last]]
     while True:
-        plan = planned(eqn.params["jaxpr"], [*origins[:first], *carried, *origins[last:]])
+        plan = planned(body, [*origins[:first], *carried, *over])
         after = [_taint(pair, name) for pair in zip(carried, plan.results, strict=False)]
         if after == carried:
-            break
+            return Inner([plan], eqn.params["length"]), [_taint([x], name) for x in plan.results]
         carried = after
-    stacks = frozenset(x.adapter for x in origins[last:] if isinstance(x, Factor))
-    return Inner([plan], eqn.params["length"], stacks), [_taint([x], name) for x in plan.results]
 
 
 def _taint(origins, operation):

@@ -122,7 +122,7 @@ def _checkpointed(eqn, step, arguments, slots, dense):
 def _looped(eqn, step, arguments, slots, dense):
     (plan,), p = step.plans, eqn.params
     first, last = p["num_consts"], p["num_consts"] + p["num_carry"]
-    of_rounds = [x.adapter not in dense or x.adapter in step.stacks for x in plan.products]
+    of_rounds = [x.adapter not in dense or step.loop_around(x).stacked for x in plan.products]
     shared = [slot for slot, each in zip(slots, of_rounds, strict=True) if not each]
 
     def body(carried, over):
