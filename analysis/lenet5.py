@@ -22,7 +22,7 @@ from analysis.methods import configuration
 from analysis.records import record_path, run_study
 from lorsum import datasets
 
-__all__ = ["configurations", "data", "main", "network", "optimizer_of", "resized", "run"]
+__all__ = ["configurations", "data", "main", "network", "optimizer_of", "resized", "run", "train"]
 
 SIDE, RANK, BATCH, INIT = 32, 8, 64, "normal"
 MEAN, STD = 0.1307, 0.3081
@@ -92,7 +92,7 @@ def run(config, *, checkpoints=None):
     for epoch in range(len(results["loss"]), config["epochs"]):
         order = np.random.default_rng([config["seed"], epoch]).permutation(len(images))
         start = time.perf_counter()
-        loss = _epoch(model, optimizer, images, labels, torch.from_numpy(order))
+        loss = train(model, optimizer, images, labels, torch.from_numpy(order))
         results["seconds"].append(time.perf_counter() - start)
         results["loss"].append(loss)
         results["accuracy"].append(_accuracy(model, test_images, test_labels))
@@ -141,8 +141,8 @@ def optimizer_of(config, model):
     return make([p for p in model.parameters() if p.requires_grad], **options)
 
 
-def _epoch(model, optimizer, images, labels, order):
-    """Train once on all images; the mean loss before the steps."""
+def train(model, optimizer, images, labels, order):
+    """Train once on all images, in this order; the mean loss before the steps."""
     total = torch.zeros(())
     for batch in order.split(BATCH):
         optimizer.zero_grad()
