@@ -1,4 +1,4 @@
-"""LeNet5 in JAX beside the same in PyTorch: the network, the steps, resuming, and the accuracy."""
+"""LeNet5 in JAX beside the same in PyTorch: the network, the steps, whole epochs, and resuming."""
 
 import sys
 from subprocess import run
@@ -178,7 +178,7 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(few, tmp_path, monkeypatch):
             np.testing.assert_array_equal(last[name], other[name])
 
 
-def test_the_order_of_the_images_is_pytorchs_and_the_last_batch_is_what_is_left(monkeypatch):
+def test_whole_epochs_are_pytorchs_the_order_of_the_images_and_the_shorter_last_batch_too(monkeypatch):
     in_place_of_all(monkeypatch, 1000)
     config = METHODS["full"] | {"epochs": 2, "lr": 0.01}
     theirs, ours = lenet5.run(config), lenet5_jax.run(config)
@@ -193,14 +193,3 @@ def test_the_study_leaves_records_and_no_checkpoints(few, tmp_path, monkeypatch)
     assert read_records(tmp_path, framework="jax") == records
     assert "jax" in records[0]["environment"]["versions"]
     assert not list((tmp_path / "checkpoints").iterdir())
-
-
-@pytest.mark.slow
-def test_the_accuracy_is_pytorchs_within_the_spread_of_the_seeds(few):
-    def accuracies(study):
-        return [study.run(METHODS["OPLoRA ×1"] | {"seed": seed, "epochs": 4})["accuracy"][-1] for seed in range(3)]
-
-    theirs, ours = accuracies(lenet5), accuracies(lenet5_jax)
-    spread = np.sqrt(np.var(theirs, ddof=1) + np.var(ours, ddof=1))
-    assert np.mean(ours) > 0.2
-    assert abs(np.mean(ours) - np.mean(theirs)) <= 2 * max(spread, 0.005)  # 0.005: one of the two hundred images
