@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal, primitives
 
 from lorsum.jax.products import product_p
 
 __all__ = ["Factor", "Inner", "Plan", "Product", "Tainted", "planned"]
 
-# Operations that hand on a factor as it is, but for its precision
+# Operations that hand on a factor as it is, but for its precision; to integers it is a constant, see below
 _HANDED_ON = {"convert_element_type", "copy", "copy_p", "device_put", "optimization_barrier", "sharding_constraint"}
 
 
@@ -129,6 +130,7 @@ def planned(program, origins):
 
     for number, eqn in enumerate(program.jaxpr.eqns):
         step, results = _step(eqn, of(eqn.invars))
+        results = [x if _has_derivative(v) else None for v, x in zip(eqn.outvars, results, strict=True)]
         if isinstance(step, Product) or (step and step.products):
             plan.steps[number] = step
         known.update(zip(eqn.outvars, results, strict=True))
@@ -141,7 +143,7 @@ def _step(eqn, origins):
     name, count = eqn.primitive.name, len(eqn.outvars)
     if eqn.primitive is product_p:
         return _product(eqn, *origins)
-    if name in _HANDED_ON:
+    if name in _HANDED_ON and all(_is_real(v) == _is_real(w) for v, w in zip(eqn.invars, eqn.outvars, strict=False)):
         return None, origins[:count]
     if name == "stop_gradient":
         return None, [None]
@@ -175,7 +177,7 @@ def _loop(eqn, origins):
     """A scan: what it goes over comes as slices; what it carries comes around, and taints with it."""
     name, body, first = eqn.primitive.name, eqn.params["jaxpr"], eqn.params["num_consts"]
     last = first + eqn.params["num_carry"]
-    own = (id(body.jaxpr),)
+    own = (id(body.jaxpr),)  # names the loop where it matters, inside of it: no program is inside itself
     over = [x._replace(loops=own + x.loops) if isinstance(x, Factor) else x for x in origins[last:]]
     carried = [_taint([x], name) for x in origins[first:last]]
     while True:
@@ -192,6 +194,14 @@ def _taint(origins, operation):
         if x is not None:
             return x if isinstance(x, Tainted) else Tainted(x.adapter, operation)
     return None
+
+
+def _has_derivative(variable):
+    return jnp.issubdtype(getattr(variable.aval, "dtype", bool), jnp.inexact)
+
+
+def _is_real(variable):
+    return not jnp.issubdtype(getattr(variable.aval, "dtype", bool), jnp.complexfloating)
 
 
 def _has_product(program):

@@ -47,7 +47,7 @@ def run(plan, inputs, slots, dense):
         if step is None:
             results = _as_it_is(plan.jaxpr, eqn, arguments)
         elif isinstance(step, Product):
-            results = [plain_product(*arguments, view=step.view)]
+            results = [plain_product(*arguments, **eqn.params)]
             results, X = _beside_slot(step, results[0], arguments[0], slots.pop(0), step.adapter in dense)
             Xs.append(X)
         else:
@@ -97,7 +97,7 @@ def _summed(view, stack, x, S):
     total = view.dense
     for _ in range(stack):
         total = jax.vmap(total)
-    return S, jnp.zeros_like(x), total(_in_single(S), _in_single(x))
+    return S, None, total(_in_single(S), _in_single(x))
 
 
 _for_sum.defvjp(lambda y, x, slot, view, stack: (y, x), _summed)

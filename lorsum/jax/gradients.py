@@ -10,6 +10,7 @@ from lorsum.jax._run import dense_slot, pair, pair_slot, run
 __all__ = ["grad", "value_and_grad"]
 
 _FORMS = ("auto", "pairs", "dense")
+_FROM_VMAP = " It may come of a vmap: of a branch chosen for each example, or over another axis than the first."
 
 
 def value_and_grad(loss, has_aux=False, *, gradient="auto"):
@@ -43,15 +44,21 @@ def value_and_grad(loss, has_aux=False, *, gradient="auto"):
     ValueError
         If the loss takes no product with an adapter, or depends on its factors in another way too.
     NotImplementedError
-        If a product is taken inside an operation that is not supported, such as a ``while_loop``.
+        If a product is taken inside an operation that is not supported: a ``while_loop``, a function with a derivative
+        of its own, ``shard_map``; or if this is itself called where arrays have manual or explicit axes.
 
     Notes
     -----
     The loss is traced once to find its products, and then run and differentiated with a slot beside each: a further
     input that changes nothing, and of which the derivative is S or SᵀX. No derivative with respect to U and V is taken.
 
-    A pair is no gradient of the factors. What acts on each array for itself must not act on it: scaling both
-    by c scales G by c². See :func:`lorsum.jax.oplora`, and :func:`lorsum.jax.clip_by_global_norm`.
+    A pair is no gradient of the factors, and arrays of pairs cannot be added, averaged (``pmean``), measured
+    (``optax.global_norm``) or scaled on their own: with S and X scaled by c, G is scaled by c². Take the mean over
+    micro-batches inside of the loss, by a ``scan``; over devices by sharding the batch; or ask for "dense". See also
+    :func:`lorsum.jax.clip_by_global_norm`.
+
+    A branch that ``vmap`` chooses for each example becomes a choice among the factors, which is refused; ``jnp.where``
+    on the products is not.
 
     Examples
     --------
@@ -73,7 +80,7 @@ def value_and_grad(loss, has_aux=False, *, gradient="auto"):
         parts = _Parts(params)
 
         def of_parts(adapters, others):
-            return loss(parts.whole(adapters | others), *args, **kwargs)
+            return _checked_result(loss(parts.whole(adapters | others), *args, **kwargs), has_aux)
 
         program, shape = jax.make_jaxpr(of_parts, return_shape=True)(parts.adapters, parts.others)
         plan = planned(program, parts.origins)
@@ -150,6 +157,12 @@ class _Parts:
             raise ValueError(
                 f"`loss` depends on the factors of `{self.names[taint.adapter]}` through `{operation}`, where only "
                 "products by lorsum.jax.lora and lora_conv have a gradient that is a pair. Use these, or stop_gradient."
+                + (_FROM_VMAP if operation in ("broadcast_in_dim", "transpose", "select_n") else "")
+            )
+        if any(map(_has_axes, plan.products)):
+            raise NotImplementedError(
+                "value_and_grad is called where arrays have manual or explicit axes, which its slots have not: call it "
+                "under jit with sharded arrays, or in shard_map with `check_vma=False`."
             )
         for number in self.adapters:
             if number not in found:
@@ -174,6 +187,23 @@ class _Parts:
             dense_slot(x, *self.adapters[x.adapter].shape[-2:]) if x.adapter in dense else pair_slot(x)
             for x in plan.products
         ]
+
+
+def _has_axes(product):
+    """True for a product whose arrays are parts of others, or sharded, by their type."""
+    mesh = getattr(getattr(product.y, "sharding", None), "mesh", None)
+    explicit = any("Explicit" in str(kind) for kind in getattr(mesh, "axis_types", None) or ())
+    return explicit or bool(getattr(product.y, "vma", None))
+
+
+def _checked_result(result, has_aux):
+    """What a loss gives, where it is what it should be."""
+    if has_aux and not (isinstance(result, tuple) and len(result) == 2):
+        raise TypeError(f"`loss` gives a {type(result).__name__}; with `has_aux` a pair (value, aux) is needed.")
+    value = result[0] if has_aux else result
+    if not hasattr(value, "shape") and not isinstance(value, (int, float, complex)):
+        raise TypeError(f"`loss` gives a {type(value).__name__}; a number is needed.")
+    return result
 
 
 def _checked(name, leaf):

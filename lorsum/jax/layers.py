@@ -18,6 +18,8 @@ from lorsum.lowrank import LowRank
 
 __all__ = ["LoRAConv2d", "LoRALinear", "add_lora", "partition"]
 
+_BASES = (eqx.nn.Linear, eqx.nn.Conv2d)
+
 
 class LoRALinear(eqx.Module):
     """A linear layer with a frozen weight and a LoRA adapter: x ↦ W₀ x + b + s · W dropout(x).
@@ -61,8 +63,10 @@ class LoRALinear(eqx.Module):
     scaling: float = eqx.field(static=True)
 
     def __init__(self, base, rank, *, alpha=None, dropout=0.0, key):
+        if "scalar" in (base.in_features, base.out_features):
+            raise ValueError("`base` has a scalar input or output; one of size 1 is needed.")
         self.base, self.dropout, self.scaling = base, eqx.nn.Dropout(dropout), _scaling(alpha, rank)
-        self.W = _adapter(base.weight, rank, key)
+        self.W = _adapter(_as_matrix(base.weight, 2), rank, key)
 
     def __call__(self, x, *, key=None):
         """The base's output, and the adapter's.
@@ -122,7 +126,7 @@ class LoRAConv2d(eqx.Module):
         if base.padding_mode.upper() != "ZEROS":
             raise ValueError(f"`base` has the padding mode {base.padding_mode}; 'ZEROS' is needed.")
         self.base, self.dropout, self.scaling = base, eqx.nn.Dropout(dropout), _scaling(alpha, rank)
-        self.W = _adapter(base.weight.reshape(len(base.weight), -1), rank, key)
+        self.W = _adapter(_as_matrix(base.weight, 4), rank, key)
 
     def __call__(self, x, *, key=None):
         """The base's output, and the adapter's.
@@ -183,14 +187,14 @@ def add_lora(model, rank, *, targets=None, alpha=None, dropout=0.0, key):
     places = [
         (number, layer)
         for number, (path, layer) in enumerate(leaves)
-        if _is_layer(layer) and targets(jax.tree_util.keystr(path), layer)
+        if isinstance(layer, _BASES) and targets(jax.tree_util.keystr(path), layer)
     ]
     if not places:
         raise ValueError(f"`targets` means no layer of `model` ({type(model).__name__}).")
     adapted = [layer for _, layer in leaves]
     for (number, layer), own in zip(places, jax.random.split(key, len(places)), strict=True):
-        smaller = min(rank, len(layer.weight), math.prod(layer.weight.shape[1:]))
-        kind = LoRALinear if isinstance(layer, eqx.nn.Linear) else LoRAConv2d
+        kind, ndim = (LoRALinear, 2) if isinstance(layer, eqx.nn.Linear) else (LoRAConv2d, 4)
+        smaller = min(rank, *_as_matrix(layer.weight, ndim).shape)
         adapted[number] = kind(layer, smaller, alpha=alpha, dropout=dropout, key=own)
     return jax.tree.unflatten(structure, adapted)
 
@@ -232,7 +236,8 @@ def _is_adapted(part):
 
 
 def _is_layer(part):
-    return isinstance(part, (eqx.nn.Linear, eqx.nn.Conv2d)) or _is_adapted(part)
+    """True for what an adapter fits, and for layers that have one, which are left as they are."""
+    return isinstance(part, _BASES) or _is_adapted(part)
 
 
 def _is_linear(name, layer):
@@ -243,6 +248,16 @@ def _scaling(alpha, rank):
     if alpha is not None and not (isinstance(alpha, (int, float)) and math.isfinite(alpha)):
         raise ValueError(f"`alpha` is {alpha!r}; a finite number is needed.")
     return 1.0 if alpha is None else alpha / rank
+
+
+def _as_matrix(weight, ndim):
+    """The weight of one layer as a matrix."""
+    if getattr(weight, "ndim", None) != ndim:
+        raise ValueError(
+            f"`base` has a weight that is no array of {ndim} dimensions. For a stack of layers take "
+            "equinox.filter_vmap of this function; put adapters in before an equinox.nn.Shared."
+        )
+    return weight.reshape(len(weight), -1)
 
 
 def _adapter(weight, rank, key):

@@ -5,12 +5,14 @@ adapters. That is what lets :func:`lorsum.jax.value_and_grad` find each product 
 """
 
 import math
+import operator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -70,7 +72,7 @@ def lora_conv(x, W, kernel_size, *, stride=1, padding=0, dilation=1):
     kernel_size : sequence of int
         One for each spatial dimension.
     stride, dilation : int or sequence of int
-    padding : int, sequence of pairs of int, "SAME" or "VALID"
+    padding : int, a sequence of int or of pairs of int, "SAME" or "VALID"
 
     Returns
     -------
@@ -83,18 +85,23 @@ def lora_conv(x, W, kernel_size, *, stride=1, padding=0, dilation=1):
     >>> lora_conv(jnp.ones((2, 5, 5)), W, (3, 3))[0, 0].tolist()
     [18.0, 18.0, 18.0]
     """
-    kernel = tuple(kernel_size)
+    kernel = _sizes("kernel_size", kernel_size, None)
     dims = len(kernel)
-    if isinstance(padding, int):
-        padding = ((padding, padding),) * dims
     if not isinstance(padding, str):
-        padding = tuple(map(tuple, padding))
-    view = Convolution(kernel, _of_each(stride, dims), padding, _of_each(dilation, dims))
+        pads = (padding,) * dims if np.ndim(padding) == 0 else tuple(padding)
+        padding = tuple(_sizes("padding", pad, 2) for pad in pads)
+    view = Convolution(kernel, _sizes("stride", stride, dims), padding, _sizes("dilation", dilation, dims))
     return _product(x, W, view, 1 + dims)
 
 
-def _of_each(value, dims):
-    return (value,) * dims if isinstance(value, int) else tuple(value)
+def _sizes(name, value, count):
+    """So many integers; one stands for all of them."""
+    if np.ndim(value) > 1 or (count is None and np.ndim(value) == 0):
+        raise ValueError(f"`{name}` is {value!r}; one integer for each spatial dimension is needed.")
+    values = (value,) * count if np.ndim(value) == 0 else tuple(value)
+    if count not in (None, len(values)):
+        raise ValueError(f"`{name}` is {value!r}; {count} integers are needed.")
+    return tuple(map(operator.index, values))
 
 
 def _product(x, W, view, dims):
@@ -105,7 +112,9 @@ def _product(x, W, view, dims):
         raise ValueError(
             f"`x` has shape {x.shape}, but `W` of shape {W.shape} multiplies one of shape {view.wanted(W.shape)}."
         )
-    return product_p.bind(x, jnp.asarray(W.U), jnp.asarray(W.V), view=view)
+    # The precision asked for around this call: the program is lowered, or run by lorsum.jax, outside of it
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    return product_p.bind(x, jnp.asarray(W.U), jnp.asarray(W.V), view=view, precision=precision)
 
 
 @dataclass(frozen=True)
@@ -155,7 +164,9 @@ class Convolution:
         """The shape that x should have, in words."""
         spatial = ", ".join(["height", "width", "depth"][: len(self.kernel)])
         stack = "".join(f"{size}, " for size in shape[:-2])
-        return f"({stack}..., {shape[-1] / math.prod(self.kernel):g}, {spatial})"
+        size = math.prod(self.kernel)
+        channels = shape[-1] // size if shape[-1] % size == 0 else f"{shape[-1]} / {size}"
+        return f"({stack}..., {channels}, {spatial})"
 
     def rows(self, y):
         """Number of rows in one output of this shape, stacks not counted."""
@@ -180,9 +191,10 @@ class Convolution:
 
     def dense(self, S, x):
         """SᵀX, the weight gradient of the convolution; no patch is copied."""
-        images, S = self._images(x), self._images(S)
-        zeros = jnp.zeros((S.shape[1], images.shape[1], *self.kernel), x.dtype)
-        (G,) = jax.linear_transpose(lambda kernel: self._convolved(images, kernel), zeros)(S.astype(x.dtype))
+        dtype = jnp.result_type(S, x)
+        images, S = self._images(x).astype(dtype), self._images(S).astype(dtype)
+        zeros = jnp.zeros((S.shape[1], images.shape[1], *self.kernel), dtype)
+        (G,) = jax.linear_transpose(lambda kernel: self._convolved(images, kernel), zeros)(S)
         return G.reshape(S.shape[1], -1)
 
     def _images(self, x):
@@ -196,37 +208,44 @@ class Convolution:
         )
 
 
-def plain_product(x, U, V, *, view):
+def plain_product(x, U, V, *, view, precision):
     """The product, of one adapter or of a stack of them, in operations of jax.numpy."""
     product = view.product
     for _ in U.shape[:-2]:
         product = jax.vmap(product)
-    return product(x, U, V)
+    with jax.default_matmul_precision(precision):
+        return product(x, U, V)
 
 
-def _abstract(x, U, V, *, view):
-    y = jax.eval_shape(partial(plain_product, view=view), *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x, U, V)))
-    return jax.core.ShapedArray(y.shape, y.dtype)
+def _abstract(x, U, V, **how):
+    return jax.make_jaxpr(partial(plain_product, **how))(x, U, V).out_avals[0]
 
 
-def _batched(arguments, axes, *, view):
+def _batched(arguments, axes, **how):
     """Under ``jax.vmap``: more rows where x alone is mapped over, else more adapters."""
     x, U, V = arguments
     if axes[1] is None and axes[2] is None:
         place = U.ndim - 2
-        return product_p.bind(jnp.moveaxis(x, axes[0], place), U, V, view=view), place
+        return product_p.bind(jnp.moveaxis(x, axes[0], place), U, V, **how), place
     size = next(a.shape[axis] for a, axis in zip(arguments, axes, strict=True) if axis is not None)
     stacked = [
         jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0)
         for a, axis in zip(arguments, axes, strict=True)
     ]
-    return product_p.bind(*stacked, view=view), 0
+    return product_p.bind(*stacked, **how), 0
 
 
-def _differentiated(primals, tangents, *, view):
+def _differentiated(primals, tangents, **how):
     """Under ``jax.grad`` and its like this is the plain product, of both factors."""
-    tangents = tuple(map(ad.instantiate_zeros, tangents))
-    return jax.jvp(partial(plain_product, view=view), tuple(primals), tangents)
+    return jax.jvp(partial(plain_product, **how), tuple(primals), tuple(map(ad.instantiate_zeros, tangents)))
+
+
+def _transposed(S, x, U, V, **how):
+    """As a linear function of x: what an iterative solver asks for."""
+    if isinstance(S, ad.Zero):
+        return ad.Zero(x.aval), None, None
+    (transposed,) = jax.linear_transpose(lambda x: plain_product(x, U, V, **how), x.aval)(S)
+    return transposed, None, None
 
 
 product_p.def_impl(plain_product)
@@ -234,3 +253,4 @@ product_p.def_abstract_eval(_abstract)
 mlir.register_lowering(product_p, mlir.lower_fun(plain_product, multiple_results=False))
 batching.primitive_batchers[product_p] = _batched
 ad.primitive_jvps[product_p] = _differentiated
+ad.primitive_transposes[product_p] = _transposed

@@ -50,7 +50,8 @@ def transformation(rule, *, rng=0):
     :func:`lorsum.jax.value_and_grad` gives it.
 
     Of what acts on each array for itself, nothing may come before this in a chain: it would act on S and X. To clip
-    there is :func:`lorsum.jax.clip_by_global_norm`; on matrices, ``gradient="dense"``, all that is linear acts rightly.
+    there is :func:`lorsum.jax.clip_by_global_norm`; on matrices, ``gradient="dense"``, what is linear and needs neither
+    state nor parameters acts rightly, such as ``optax.scale``.
     Under ``jit`` values cannot be checked: a gradient that is not finite makes the parameters so, which
     :func:`lorsum.jax.apply_if_finite` prevents.
 
@@ -291,7 +292,7 @@ def _stepped(rule, adapters, gradients, states):
             stepped[number] = rule.step(adapters[number], gradients[number], states[number])
             continue
         W, G, state = (_stack([of[i] for i in numbers]) for of in (adapters, gradients, states))
-        W, state = rule.step(W, G, state._replace(count=states[numbers[0]].count))
+        W, state = rule.step(W, G, state._replace(count=states[numbers[0]].count))  # all have done as many steps
         state = state._replace(count=jnp.broadcast_to(state.count, len(numbers)))
         stepped |= {number: jax.tree.map(lambda x, i=i: x[i], (W, state)) for i, number in enumerate(numbers)}
     return [stepped[number] for number in range(len(adapters))]

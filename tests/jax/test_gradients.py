@@ -53,7 +53,7 @@ def as_matrix(G):
 
 
 def assert_close(actual, expected, tolerance=SINGLE):
-    actual, expected = (np.asarray(a, np.float64) for a in (actual, expected))
+    actual, expected = (np.asarray(a, np.complex128) for a in (actual, expected))
     assert actual.shape == expected.shape
     assert np.linalg.norm(expected) > 1e-3
     assert np.linalg.norm(actual - expected) <= tolerance * np.linalg.norm(expected)
@@ -404,6 +404,23 @@ def test_one_and_three_dimensions(kernel):
         assert_close(as_matrix(grad(lambda W: size(lora_conv(x, W, kernel)), gradient=gradient)(W)), expected)
 
 
+@pytest.mark.parametrize("gradient", ["pairs", "dense"])
+@pytest.mark.parametrize(
+    ("of_x", "of_W"), [("uint8", "float32"), ("float32", "float64"), ("float64", "float32"), ("float64", "complex128")]
+)
+def test_convolutions_of_two_precisions(of_x, of_W, gradient, double):
+    W = jax.tree.map(lambda a: a.astype(of_W), adapter(0, 6, 36))
+    x = (4 * jnp.abs(normal(5, 2, 4, 6, 6))).astype(of_x)
+    G = jax.jit(grad(lambda W: jnp.sum(jnp.abs(lora_conv(x, W, (3, 3))) ** 2), gradient=gradient))(W)
+
+    def with_kernel(kernel):
+        dtype = jnp.result_type(x, kernel)
+        y = jax.lax.conv_general_dilated(x.astype(dtype), kernel.reshape(6, 4, 3, 3).astype(dtype), (1, 1), "VALID")
+        return jnp.sum(jnp.abs(y) ** 2)
+
+    assert_close(as_matrix(G), jax.grad(with_kernel)(W.to_dense()), 1e-5)
+
+
 # Forms and what is kept
 
 
@@ -507,6 +524,70 @@ def test_what_is_no_product_is_refused_and_named(loss, operation):
         value_and_grad(loss)(two_layers())
 
 
+def test_a_branch_that_vmap_chooses_is_refused_and_explained():
+    def loss(W):
+        choose = lambda x: jax.lax.cond(x[0] > 0, lambda: lora(x, W).sum(), lambda: 0.0)  # noqa: E731
+        return jax.vmap(choose)(normal(5, 6, 9)).sum()
+
+    with pytest.raises(ValueError, match="branch chosen for each example"):
+        value_and_grad(loss)(adapter(0, 7, 9))
+
+
+@pytest.mark.parametrize(
+    ("loss", "has_aux", "message"),
+    [
+        (lambda W: None, False, "`loss` gives a NoneType; a number"),
+        (lambda W: lora(normal(5, 9), W).sum(), True, r"with `has_aux` a pair \(value, aux\)"),
+        (lambda W: (lora(normal(5, 9), W).sum(), 1, 2), True, r"with `has_aux` a pair"),
+    ],
+)
+def test_what_is_no_loss_is_named(loss, has_aux, message):
+    with pytest.raises(TypeError, match=message):
+        value_and_grad(loss, has_aux)(adapter(0, 7, 9))
+
+
+def test_constants_of_the_factors_are_no_matter():
+    def loss(W):
+        return size(lora(normal(5, 6, 9), W)) * jnp.sum(W.U > 0) + jnp.sum(W.V.astype(int).astype(float))
+
+    assert_close(
+        as_matrix(grad(loss)(adapter(0, 7, 9))),
+        jax.grad(lambda W: size(normal(5, 6, 9) @ W.T) * jnp.sum(adapter(0, 7, 9).U > 0))(adapter(0, 7, 9).to_dense()),
+    )
+
+
+def test_the_precision_of_products_is_what_was_asked_for_around_them():
+    def loss(W, x):
+        with jax.default_matmul_precision("highest"):
+            return size(lora(x, W))
+
+    program = jax.jit(grad(loss)).lower(adapter(0, 70, 90), normal(5, 6, 90)).as_text()
+    assert program.count("dot_general") == program.count("HIGHEST, HIGHEST") > 0
+
+
+def test_iterative_solvers_take_products():
+    Z, b = adapter(0, 9, 9), normal(5, 9)
+
+    def solution(b):
+        solved, _ = jax.scipy.sparse.linalg.gmres(lambda v: v + 0.01 * lora(v, Z), b, tol=1e-6)
+        return jnp.sum(solved**2)
+
+    exact = jax.grad(lambda b: jnp.sum(jnp.linalg.solve(jnp.eye(9) + 0.01 * Z.to_dense(), b) ** 2))(b)
+    assert_close(jax.grad(solution)(b), exact, 1e-4)
+
+
+def test_manual_axes_keep_their_types():
+    """Of a sum over parts that are not added up, JAX itself must hear."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    spec = jax.sharding.PartitionSpec("data")
+    W, x = adapter(0, 7, 9), normal(5, 6, 9)
+    with pytest.raises(ValueError, match="out_specs"):
+        jax.shard_map(lambda x: lora(x, W).sum(), mesh=mesh, in_specs=spec, out_specs=jax.sharding.PartitionSpec())(x)
+
+    with pytest.raises(NotImplementedError, match="check_vma=False"):
+        jax.shard_map(lambda x: grad(lambda W: size(lora(x, W)))(W).U, mesh=mesh, in_specs=spec, out_specs=spec)(x)
+
+
 def test_an_adapter_without_a_product_is_named():
     with pytest.raises(ValueError, match=r"no product with `params\['Z'\]`"):
         value_and_grad(lambda params: size(product(normal(5, 6, 9), params["W"])))(two_layers())
@@ -535,6 +616,10 @@ def test_other_bad_input():
         lora(normal(5, 6, 9), adapter(0, 3, 7, 9))
     with pytest.raises(ValueError, match=r"\(\.\.\., 4, height, width\)"):
         lora_conv(normal(5, 3, 7, 7), adapter(0, 6, 36), (3, 3))
+    with pytest.raises(ValueError, match="`kernel_size` is 3"):
+        lora_conv(normal(5, 4, 7, 7), adapter(0, 6, 36), 3)
+    with pytest.raises(ValueError, match=r"36 / 15, height"):
+        lora_conv(normal(5, 4, 7, 7), adapter(0, 6, 36), (5, 3))
     with pytest.raises(TypeError, match="`W` is a"):
         lora(normal(5, 6, 9), jnp.ones((7, 9)))
 
@@ -606,5 +691,12 @@ def test_targets_choose_layers_and_ranks_stay_within_them():
         LoRALinear(mlp.layers[2], 5, key=jax.random.key(1))
     with pytest.raises(ValueError, match="groups"):
         LoRAConv2d(eqx.nn.Conv2d(4, 6, 3, groups=2, key=jax.random.key(0)), 2, key=jax.random.key(1))
+    twice = add_lora(last, 3, targets=lambda name, layer: True, key=jax.random.key(1))
+    assert [layer.W.rank for layer in twice.layers] == [3, 3, 2]
+    with pytest.raises(ValueError, match="scalar"):
+        add_lora(eqx.nn.MLP(9, "scalar", 8, 1, key=jax.random.key(0)), 2, key=jax.random.key(1))
+    stack = eqx.filter_vmap(lambda key: eqx.nn.Linear(9, 7, key=key))(jax.random.split(jax.random.key(0), 4))
+    with pytest.raises(ValueError, match="filter_vmap"):
+        add_lora(stack, 2, key=jax.random.key(1))
     with pytest.raises(ValueError, match="`alpha` is"):
         LoRALinear(mlp.layers[0], 2, alpha="high", key=jax.random.key(1))

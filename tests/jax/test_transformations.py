@@ -242,10 +242,38 @@ def test_clipping_is_by_the_norm_of_the_matrices():
     clipped, _ = lj.clip_by_global_norm(1.0).update(G, optax.EmptyState())
     np.testing.assert_allclose(clipped["W"].to_dense(), G["W"].to_dense() / np.linalg.norm(whole), rtol=1e-10)
     np.testing.assert_allclose(clipped["b"], G["b"] / np.linalg.norm(whole), rtol=1e-10)
+    many = lj._pytrees.Pair(jnp.asarray(normal(5, 9, 400)), jnp.asarray(normal(6, 7, 400)))
+    assert_equal_matrices(lj.clip_by_global_norm(1.0).update(many, None)[0], many / float(many.norm()))
     kept, _ = lj.clip_by_global_norm(1e3).update(G, optax.EmptyState())
     np.testing.assert_array_equal(kept["W"].U, G["W"].U)
     nothing = {"W": lj._pytrees.Pair(jnp.zeros((9, 3)), jnp.zeros((7, 3)))}
     assert np.isfinite(lj.clip_by_global_norm(1.0).update(nothing, None)[0]["W"].U).all()
+
+
+def test_the_norm_of_a_pair_that_cancels_is_right():
+    """As near an optimum, where S and X stay large."""
+    U, V = (np.asarray(normal(seed, n, 4), np.float32) for seed, n in ((5, 90), (6, 70)))
+    off = 1e-4 * np.asarray(normal(7, 90, 4), np.float32)
+    G = lj._pytrees.Pair(jnp.asarray(np.hstack([U, off - U])), jnp.asarray(np.hstack([V, V])))
+    clipped, _ = lj.clip_by_global_norm(1e-3).update(G, None)
+    assert np.linalg.norm(np.float64(clipped.U) @ np.float64(clipped.V).T) == pytest.approx(1e-3, rel=2e-3)
+
+
+def test_adapters_can_be_frozen():
+    params = {"a": adapter(0, 9, 7), "b": adapter(10, 9, 7)}
+    G = {"a": pair_of(1, 9, 7), "b": pair_of(3, 9, 7).to_dense()}
+    tx = optax.multi_transform({"t": lj.oplora(0.1), "f": lj.set_to_zero()}, lambda _: {"a": "t", "b": "f"})
+    updates, _ = tx.update(G, tx.init(params), params)
+    moved = optax.apply_updates(params, updates)
+    np.testing.assert_array_equal(moved["b"].U, params["b"].U)
+    assert not np.allclose(moved["a"].U, params["a"].U)
+
+
+def test_what_is_linear_and_without_state_acts_on_matrices():
+    W, G = adapter(0, 9, 7), pair_of(10, 9, 7).to_dense()
+    tx = optax.chain(optax.scale(0.5), lj.oplora(0.1))
+    (half, _), (same, _) = tx.update(G, tx.init(W), W), lj.oplora(0.1).update(0.5 * G, lj.oplora(0.1).init(W), W)
+    np.testing.assert_allclose(half.U, same.U, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +288,7 @@ def test_what_would_mix_a_pair_with_the_factors_is_an_error_even_where_shapes_ag
         tx.update(pair_of(10, 9, 7, rows=2), tx.init(W), W)
 
 
-def test_an_average_over_steps_is_an_error_and_right_for_matrices_of_their_own():
+def test_an_average_over_steps_is_an_error():
     W = adapter(0, 9, 7)
     tx = optax.MultiSteps(lj.oplora(0.1), every_k_schedule=2)
     with pytest.raises(ValueError):
@@ -361,6 +389,13 @@ def test_a_gradient_that_is_not_finite_is_left_out():
     assert np.isfinite(updates.U).all() and np.abs(updates.U).max() > 0
 
 
+def test_a_product_that_overflows_is_left_out_too():
+    W, tx = adapter(0, 9, 7), lj.apply_if_finite(lj.oplora(0.1, momentum=0.9))
+    G = lj._pytrees.Pair(jnp.full((9, 3), 1e200), jnp.full((7, 3), 1e200))
+    updates, state = jit(tx.update)(G, tx.init(W), W)
+    assert int(state.notfinite_count) == 1 and not np.any(updates.U)
+
+
 def test_a_gradient_that_is_not_finite_is_an_error_without_jit():
     W, tx = adapter(0, 9, 7), lj.oplora(0.1)
     with pytest.raises(ValueError, match="NaN or an infinity"):
@@ -416,6 +451,10 @@ def test_a_new_coefficient_does_not_compile_anew():
     norms = [float(norm(W - lr * G)) for lr in (0.1, 0.2, 0.3)]
     np.testing.assert_allclose(norms, [np.linalg.norm(W.to_dense() - lr * G.to_dense()) for lr in (0.1, 0.2, 0.3)])
     assert len(traces) == 1
+
+
+def test_masks_of_them_can_be_printed():
+    assert repr(jax.tree.map(lambda x: "a", adapter(0, 9, 7))) == "LowRank('a', 'a')"
 
 
 def test_parts_have_names():
