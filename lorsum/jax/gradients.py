@@ -190,10 +190,9 @@ class _Parts:
 
 
 def _has_axes(product):
-    """True for a product whose arrays are parts of others, or sharded, by their type."""
-    mesh = getattr(getattr(product.y, "sharding", None), "mesh", None)
-    explicit = any("Explicit" in str(kind) for kind in getattr(mesh, "axis_types", None) or ())
-    return explicit or bool(getattr(product.y, "vma", None))
+    """True where the type of arrays says on which devices their parts are, which that of a slot would not."""
+    plain = jax.typeof(jnp.zeros(product.y.shape, product.y.dtype))
+    return str(plain) != str(product.y)  # float32[3] is not float32[3@data], nor float32[3]{V:data}
 
 
 def _checked_result(result, has_aux):
