@@ -66,7 +66,7 @@ class Training:
 
     def step(self):
         """One step on the next batch; its loss. Where the gradient is not finite nothing moves, and the loss is nan."""
-        batch = self._batch(self.data.train, self._numbers(self.done))
+        batch = self.batch(self.done)
         start = time.process_time()
         self.optimizer.zero_grad()
         with self._precision():
@@ -82,6 +82,10 @@ class Training:
         for key, x in (("loss", value), ("seconds", end - start), ("update_seconds", end - before_update)):
             self.results[key].append(x)
         return value
+
+    def batch(self, step):
+        """What a step trains on."""
+        return self._batch(self.data.train, self._numbers(step))
 
     def _numbers(self, step):
         """Training pairs of a step: the order depends on the seed alone, anew in each epoch, whatever the method."""

@@ -1,14 +1,15 @@
-"""LeNet5 on MNIST in PyTorch: the MNIST column of the paper's Table 1.
+"""LeNet5 on MNIST: the MNIST column of the paper's Table 1, in PyTorch, or in JAX by a flag.
 
 The weights of the three linear layers are frozen and have adapters of rank 8 with trained biases; the convolutions are
 trained by SGD with momentum, or by AdamW beside an AdamW, with the adapters' learning rate.
-``python -m analysis.lenet5`` runs the paper's protocol.
+``python -m analysis.lenet5`` runs the paper's protocol, ``--framework jax`` the same by `analysis.lenet5_jax`.
 """
 
 import argparse
 import os
 import time
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from analysis.methods import configuration
 from analysis.records import record_path, run_study
 from lorsum import datasets
 
-__all__ = ["configurations", "data", "main", "network", "optimizer_of", "resized", "run"]
+__all__ = ["configurations", "data", "main", "network", "optimizer_of", "resized", "run", "train"]
 
 SIDE, RANK, BATCH, INIT = 32, 8, 64, "normal"
 MEAN, STD = 0.1307, 0.3081
@@ -53,13 +54,16 @@ _OPTIONS = ("lr", "momentum", "iters", "reg", "start", "weight_decay")
 _TESTED_AT_ONCE = 500
 
 
-def configurations(*, seeds=3, epochs=20, source=None):
+def configurations(*, seeds=3, epochs=20, source=None, framework="torch"):
     """Configurations of the study, those with the other start of A at the end.
 
-    ``source`` is the data set's, so that records of a part of it are not mixed up.
+    ``source`` is the data set's, so that records of a part of it are not mixed up. Of the framework PyTorch, in which
+    the study began, they say nothing.
     """
     source = datasets.mnist().source if source is None else source
     task = {"study": "lenet5", "data": source, "epochs": epochs, "batch": BATCH, "rank": RANK, "init": INIT}
+    if framework != "torch":
+        task["framework"] = framework
     compared = [{**task, "seed": seed, **method} for seed in range(seeds) for method in METHODS]
     return compared + [{**c, "init": OTHER_INIT} for c in compared if c["method"] in SCALE_DEPENDENT]
 
@@ -88,7 +92,7 @@ def run(config, *, checkpoints=None):
     for epoch in range(len(results["loss"]), config["epochs"]):
         order = np.random.default_rng([config["seed"], epoch]).permutation(len(images))
         start = time.perf_counter()
-        loss = _epoch(model, optimizer, images, labels, torch.from_numpy(order))
+        loss = train(model, optimizer, images, labels, torch.from_numpy(order))
         results["seconds"].append(time.perf_counter() - start)
         results["loss"].append(loss)
         results["accuracy"].append(_accuracy(model, test_images, test_labels))
@@ -137,8 +141,8 @@ def optimizer_of(config, model):
     return make([p for p in model.parameters() if p.requires_grad], **options)
 
 
-def _epoch(model, optimizer, images, labels, order):
-    """Train once on all images; the mean loss before the steps."""
+def train(model, optimizer, images, labels, order):
+    """Train once on all images, in this order; the mean loss before the steps."""
     total = torch.zeros(())
     for batch in order.split(BATCH):
         optimizer.zero_grad()
@@ -194,14 +198,22 @@ def resized(images):
     return (F.interpolate(pixels, (SIDE, SIDE), mode="bilinear") - MEAN) / STD
 
 
-def main(folder="records/lenet5", *, seeds=3, epochs=20, workers=None):
+def main(folder="records/lenet5", *, seeds=3, epochs=20, workers=None, framework="torch"):
     """Run the study and return its records; killed and called again, it repeats what it did since an epoch's end."""
     checkpoints = Path(folder) / "checkpoints"
-    configs = configurations(seeds=seeds, epochs=epochs)
-    records = run_study(partial(run, checkpoints=checkpoints), configs, folder, workers=workers)
-    for config in configs:
-        record_path(checkpoints, config).with_suffix(".pt").unlink(missing_ok=True)
+    configs = configurations(seeds=seeds, epochs=epochs, framework=framework)
+    records = run_study(partial(_runner(framework), checkpoints=checkpoints), configs, folder, workers=workers)
+    for config, suffix in product(configs, (".pt", ".npz")):
+        record_path(checkpoints, config).with_suffix(suffix).unlink(missing_ok=True)
     return records
+
+
+def _runner(framework):
+    if framework == "torch":
+        return run
+    from analysis import lenet5_jax  # which needs JAX, as PyTorch's study does not
+
+    return lenet5_jax.run
 
 
 if __name__ == "__main__":
@@ -210,4 +222,5 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--workers", type=int, help="processes (default: one for each CPU)")
+    parser.add_argument("--framework", choices=("torch", "jax"), default="torch")
     main(**vars(parser.parse_args()))

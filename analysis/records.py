@@ -27,7 +27,7 @@ from analysis.workers import available_cpus, check_importable, outcomes
 __all__ = ["environment", "read_record", "read_records", "record_path", "run_study", "write_record"]
 
 _NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
-_SLUG_KEYS = ("study", "task", "method", "optimizer", "iters", "rank", "seed")
+_SLUG_KEYS = ("study", "framework", "task", "method", "optimizer", "iters", "rank", "seed")
 _DAY = 24 * 60 * 60
 
 

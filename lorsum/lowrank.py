@@ -282,6 +282,8 @@ class LowRank(_Linear):
         return LowRank._of(xp.astype(U, self.dtype, copy=False), xp.astype(V, self.dtype, copy=False))
 
     def __repr__(self):
+        if not hasattr(self.U, "shape"):  # as a pytree of JAX it may hold anything
+            return f"LowRank({self.U!r}, {self.V!r})"
         return f"LowRank({shape_text(self)}, rank {self.rank}, {dtype_name(self)})"
 
     def _repr_html_(self):

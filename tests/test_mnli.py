@@ -19,46 +19,19 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
-from analysis import finetuning, pairs, pretrained  # noqa: E402  (need the above)
+import tiny_bert  # noqa: E402  (need the above)
+from tiny_bert import WORDS  # noqa: E402
+
+from analysis import finetuning, pairs, pretrained  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("default")  # theirs are not ours to mend
-
-WORDS = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "[MASK]",
-    "the",
-    "a",
-    "cat",
-    "dog",
-    "man",
-    "eats",
-    "runs",
-    "and",
-    "not",
-    "is",
-]
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """Folders of a small BERT with random weights and of a few made-up pairs."""
-    folder, rng = tmp_path_factory.mktemp("mnli"), np.random.default_rng(0)
-    config = transformers.BertConfig(
-        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
-        max_position_embeddings=20, initializer_range=0.5,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    transformers.BertModel(config).save_pretrained(folder / "model")
-    (folder / "vocab.txt").write_text("\n".join(WORDS))
-    transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder / "model")
-    (folder / "data").mkdir()
-    for name, count in (("train_23k.tsv.gz", 30), ("dev_matched.tsv.gz", 12)):
-        rows = [[*(" ".join(rng.choice(WORDS[5:], 6)) for _ in range(2)), pairs.LABELS[i % 3]] for i in range(count)]
-        lines = ["\t".join(row) for row in [["premise", "hypothesis", "label"], *rows]]
-        (folder / "data" / name).write_bytes(gzip.compress("\n".join([*lines, ""]).encode()))
+    folder = tmp_path_factory.mktemp("mnli")
+    tiny_bert.write(folder)
     return folder
 
 

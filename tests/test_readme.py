@@ -46,6 +46,21 @@ def test_the_lines_for_peft_train_a_model():
         )
 
 
+def test_the_example_for_optax_trains_a_model():
+    jax = pytest.importorskip("jax")
+    names = {}
+    exec(blocks("python")[2], names)
+    x, y = jax.random.normal(jax.random.key(2), (32, 20)), jax.random.normal(jax.random.key(3), (32, 10))
+    params, state, frozen, losses = names["params"], names["state"], names["frozen"], []
+    for _ in range(30):
+        params, state, value = names["step"](params, state, frozen, x, y)
+        losses.append(float(value))
+    assert losses[-1] < 0.5 * losses[0]
+    assert [layer.W.rank for layer in params.layers] == [8, 8, 8]
+    shapes = {leaf.shape for leaf in jax.tree.leaves(frozen) if hasattr(leaf, "shape")}
+    assert shapes == {(64, 20), (64, 64), (10, 64)}
+
+
 def test_there_are_two_commands_one_for_the_main_job_and_one_for_the_tests():
     main_job, tests = blocks("bash")
     assert main_job.strip().endswith("-m paper_figures")

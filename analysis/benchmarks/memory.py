@@ -6,7 +6,14 @@ import tracemalloc
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Peak", "peak_of"]
+__all__ = ["Grown", "Peak", "grown_arrays", "peak_of"]
+
+
+class Grown(NamedTuple):
+    """Bytes beyond what was there before a call: the most at a time, and what remains with its answer."""
+
+    peak: int
+    kept: int
 
 
 class Peak(NamedTuple):
@@ -33,6 +40,12 @@ def peak_of(call):
     for _ in range(2):
         call()
     resident = _resident_peak(call)
+    peak, kept = grown_arrays(call)
+    return Peak(peak - kept, peak, resident)
+
+
+def grown_arrays(call):
+    """What Python and NumPy allocate in a call."""
     gc.collect()
     tracemalloc.start()
     try:
@@ -43,7 +56,7 @@ def peak_of(call):
         del answer
     finally:
         tracemalloc.stop()
-    return Peak(peak - after, peak - before, resident)
+    return Grown(peak - before, after - before)
 
 
 def _resident_peak(call):

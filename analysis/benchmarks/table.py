@@ -2,6 +2,7 @@
 
 from analysis.benchmarks.cases import Case
 from analysis.benchmarks.targets import outcomes
+from analysis.benchmarks.text import duration, provenance, size, table
 from analysis.benchmarks.timing import median, ratio
 
 __all__ = ["page", "sections", "target_table"]
@@ -52,16 +53,12 @@ def target_table(records):
         else:
             verdict = "pass" if outcome.passed else "**miss**"
             rows.append([target.what, target.wanted, f"{outcome.value:.3g}", verdict, outcome.note])
-    return _table(["against", "target", "measured", "", "cases"], rows)
+    return table(["against", "target", "measured", "", "cases"], rows)
 
 
 def _opening(records):
-    env = records[-1]["environment"]
-    versions = ", ".join(f"{name} {version}" for name, version in env["versions"].items() if version)
-    commit = f"commit {env['git']['commit'][:7]}" if env["git"] else "no checkout"
     return (
-        f"Written by `python -m analysis.benchmarks` from its records: {env['cpu']}, {env['cpu_count']} CPUs, "
-        f"{env['time'][:10]}, {commit}; Python {env['python']}, {versions}. "
+        f"{provenance('python -m analysis.benchmarks', records[-1]['environment'])} "
         "What was tried, what helped and what did not: [speed notes](speed-notes.md).\n\n"
         "The target is W − ηG − ηαM, W and M of rank r and G of rank R, so that the stacked rank is R + 2r. Times are "
         "medians of interleaved rounds, ratios medians of the ratios round by round. Behind each time stands the "
@@ -74,13 +71,13 @@ def _opening(records):
 
 def _own(records):
     rows = [[*_case(record), *(_cell(record, name) for name in OWN), _picked(record)] for record in records]
-    return _table([*_CASE, *OWN, "`auto` at K = 8"], rows)
+    return table([*_CASE, *OWN, "`auto` at K = 8"], rows)
 
 
 def _others(records):
     """With the ratio to our time at the same K; baselines against the fastest of ours that is as accurate."""
     rows = [[*_case(record), *(_cell(record, name, ours=True) for name in OTHERS)] for record in records]
-    return "(× own): against lorsum at the same K, or at K = 1.\n\n" + _table([*_CASE, *OTHERS], rows)
+    return "(× own): against lorsum at the same K, or at K = 1.\n\n" + table([*_CASE, *OTHERS], rows)
 
 
 _CASE = ("m × n", "r", "R", "dtype")
@@ -97,7 +94,7 @@ def _cell(record, name, ours=False):
     seconds = results["seconds"].get(name)
     if seconds is None:
         return "–"
-    text = _time(median(seconds))
+    text = duration(median(seconds))
     if ours:
         text += f" ({ratio(seconds, results['seconds'][PARTNER.get(name, 'auto K=1')]):.1f} ×)"
     return text + (f", {results['excess'][name]:.0e}" if name in results["excess"] else "")
@@ -112,20 +109,18 @@ def _limits(records):
     for record in records:
         results = record["results"]
         case = Case.of(record["config"])
-        row = [*_case(record), record["config"]["threads"], _size(case.factor_numbers * case.itemsize)]
+        row = [*_case(record), record["config"]["threads"], size(case.factor_numbers * case.itemsize)]
         row += [f"{results['bandwidth'] / 1e9:.1f}", f"{results['products'] / 1e9:.0f}"]
         for K, least in results["limit"].items():
             taken = median(results["seconds"][f"auto K={K}"])
-            row.append(f"{_time(taken)} / {_time(least)} = {taken / least:.1f}")
+            row.append(f"{duration(taken)} / {duration(least)} = {taken / least:.1f}")
         rows.append(row)
     header = [*_CASE, "threads", "factors", "GB/s", "GF/s"]
     model = (
         "Time over the larger of bytes / bandwidth and operations / rate, measured beside it on as much memory; the "
         "model is described in `analysis/benchmarks/limit.py`."
     )
-    return (
-        f"{model}\n\n{_table([*header, *(f'K = {K}' for K in records[0]['results']['limit'])], rows)}" if rows else ""
-    )
+    return f"{model}\n\n{table([*header, *(f'K = {K}' for K in records[0]['results']['limit'])], rows)}" if rows else ""
 
 
 def _batches(records):
@@ -134,17 +129,19 @@ def _batches(records):
         seconds, config = record["results"]["seconds"], record["config"]
         for K in (1, 8):
             batch, loop, listing = (seconds[f"{name} K={K}"] for name in ("batch", "loop", "Listing 1"))
-            rows.append([config["adapters"], *_case(record), config["threads"], K, _time(median(batch)),
-                         f"{_time(median(loop))} ({ratio(loop, batch):.1f} ×)",
-                         f"{_time(median(listing))} ({ratio(listing, batch):.1f} ×)",
+            rows.append([config["adapters"], *_case(record), config["threads"], K, duration(median(batch)),
+                         f"{duration(median(loop))} ({ratio(loop, batch):.1f} ×)",
+                         f"{duration(median(listing))} ({ratio(listing, batch):.1f} ×)",
                          f"{record['results']['apart']:.0e}"])  # fmt: skip
     header = ["adapters", *_CASE, "threads", "K", "one call", "a loop", "a loop of Listing 1", "batch against loop"]
-    return _table(header, rows) if rows else ""
+    return table(header, rows) if rows else ""
 
 
 def _overheads(records):
-    rows = [[f"`{name}`", _time(median(values))] for r in records for name, values in r["results"]["seconds"].items()]
-    return _table(["call", "time"], rows) if rows else ""
+    rows = [
+        [f"`{name}`", duration(median(values))] for r in records for name, values in r["results"]["seconds"].items()
+    ]
+    return table(["call", "time"], rows) if rows else ""
 
 
 def _memory(records):
@@ -155,7 +152,7 @@ def _memory(records):
         factors = case.factor_numbers * case.itemsize
         for name, temporaries in results["temporaries"].items():
             peaks = [results[entry][name] for entry in ("total", "resident")]
-            rows.append([*_case(record), _size(factors), f"{case.m * case.n / case.factor_numbers:.1f}", name,
+            rows.append([*_case(record), size(factors), f"{case.m * case.n / case.factor_numbers:.1f}", name,
                          f"{temporaries / factors:.2f}",
                          *("–" if peak is None else f"{peak / factors:.2f}" for peak in peaks)])  # fmt: skip
     said = (
@@ -164,20 +161,4 @@ def _memory(records):
         "BLAS too. The matrix itself would be the multiple in its column.\n\n"
     )
     header = [*_CASE, "factors", "the matrix", "call", "temporaries", "with the result", "process"]
-    return said + _table(header, rows) if rows else ""
-
-
-def _time(seconds):
-    for unit, factor in (("s", 1), ("ms", 1e3), ("µs", 1e6)):
-        if seconds * factor >= 1:
-            return f"{seconds * factor:.3g} {unit}"
-    return f"{seconds * 1e6:.2g} µs"
-
-
-def _size(number):
-    return f"{number / 2**20:.3g} MiB" if number >= 2**20 else f"{number / 2**10:.3g} KiB"
-
-
-def _table(header, rows):
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
+    return said + table(header, rows) if rows else ""

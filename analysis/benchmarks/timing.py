@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-__all__ = ["interleaved", "median", "ratio", "threads"]
+__all__ = ["interleaved", "median", "no_collection", "ratio", "threads"]
 
 MOST_REPETITIONS = 5000
 LONG = 0.05  # seconds that a call lasts to which warm caches make no difference
@@ -43,7 +43,7 @@ def interleaved(calls, *, rounds=13, block=2e-3, budget=0.5, pause=0.0, clock=ti
     answers : dict
         Name → what the first call returned.
     """
-    with _no_collection():
+    with no_collection():
         answers = {name: call() for name, call in calls.items()}
         repetitions = {name: _repetitions(call, block, clock) for name, call in calls.items()}
         seconds, spent = {name: [] for name in calls}, dict.fromkeys(calls, 0.0)
@@ -106,7 +106,8 @@ def threads(count):
 
 
 @contextmanager
-def _no_collection():
+def no_collection():
+    """Without the garbage collector, which would strike some competitor's turn."""
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()

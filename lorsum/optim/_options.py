@@ -5,7 +5,15 @@ from collections.abc import Sequence
 
 from lorsum._arrays import as_number, is_scalar, is_traced
 
-__all__ = ["check_betas", "check_fraction", "check_lr", "check_nonnegative", "check_positive", "lr_at"]
+__all__ = [
+    "check_betas",
+    "check_fraction",
+    "check_lr",
+    "check_nonnegative",
+    "check_positive",
+    "is_used",
+    "lr_at",
+]
 
 
 def lr_at(lr, count):
@@ -15,6 +23,11 @@ def lr_at(lr, count):
     value = as_number(lr(count))
     check_nonnegative("lr", value)
     return value
+
+
+def is_used(value):
+    """False for an option that is zero; what JAX has traced may be anything."""
+    return is_traced(value) or bool(value)
 
 
 def check_lr(lr):

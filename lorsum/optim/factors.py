@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from lorsum._arrays import as_array, common_namespace, computing_dtype, conj, namespace_of
 from lorsum.lowrank import LowRank, as_sum
-from lorsum.optim._options import check_betas, check_fraction, check_lr, check_nonnegative, lr_at
+from lorsum.optim._options import check_betas, check_fraction, check_lr, check_nonnegative, is_used, lr_at
 
 __all__ = ["SGD", "AdamW"]
 
@@ -61,18 +61,18 @@ class SGD:
 
     def init(self, W, *, rng=None):
         """State before the first step. ``rng`` is not used: nothing here is random."""
-        return SGDState(0, zeros_like_leaves(W) if self.momentum else ())
+        return SGDState(0, zeros_like_leaves(W) if is_used(self.momentum) else ())
 
     def step(self, W, G, state):
         """``(W, state)`` after a step along G, the gradient with respect to the matrix W."""
         lr = lr_at(self.lr, state.count)
         arrays, buffers = leaves(W), self.gradients(W, G, lr)
-        if self.weight_decay:
+        if is_used(self.weight_decay):
             buffers = [g + self.weight_decay * p for g, p in zip(buffers, arrays, strict=True)]
-        if self.momentum:
+        if state.buffers:
             buffers = [g + self.momentum * b for g, b in zip(buffers, state.buffers, strict=True)]
         W = rebuilt(W, [p - lr * b for p, b in zip(arrays, buffers, strict=True)])
-        return W, SGDState(state.count + 1, tuple(buffers) if self.momentum else ())
+        return W, SGDState(state.count + 1, tuple(buffers) if state.buffers else ())
 
     def gradients(self, W, G, lr):
         """The directions to descend in, one for each array that is trained."""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from lorsum._arrays import computing_dtype, namespace_of
 from lorsum.lowrank import as_sum
-from lorsum.optim._options import check_fraction, check_lr, lr_at
+from lorsum.optim._options import check_fraction, check_lr, is_used, lr_at
 from lorsum.optim.factors import SGD, checked_gradient
 from lorsum.optim.oplora import require_adapter
 from lorsum.svd import truncated_svd
@@ -56,7 +56,7 @@ class SVDLoRA:
         """State before the first step. ``rng`` is not used: nothing here is random."""
         require_adapter(W)
         W = W.astype(computing_dtype(namespace_of(W.U), W.dtype))
-        return SVDLoRAState(0, 0 * W.to_dense() if self.momentum else None)
+        return SVDLoRAState(0, 0 * W.to_dense() if is_used(self.momentum) else None)
 
     def step(self, W, G, state):
         """``(W, state)`` after a step along G, the gradient with respect to the matrix W."""

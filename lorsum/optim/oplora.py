@@ -8,7 +8,7 @@ from lorsum._arrays import as_count, namespace_of, normal, zeros_like
 from lorsum._half_steps import column_space
 from lorsum.alternating import check_choices, lorsums
 from lorsum.lowrank import LowRank, as_sum
-from lorsum.optim._options import check_fraction, check_lr, check_nonnegative, lr_at
+from lorsum.optim._options import check_fraction, check_lr, check_nonnegative, is_used, lr_at
 from lorsum.optim.factors import checked_gradient, leaves
 
 __all__ = ["OPLoRA", "ProjectedOPLoRA"]
@@ -91,7 +91,7 @@ class OPLoRA:
     def init(self, W, *, rng=None):
         """State before the first step. M = 0, with one random factor: two zero factors would stay zero for ever."""
         require_adapter(W)
-        if not self.momentum:
+        if not is_used(self.momentum):
             return OPLoRAState(0, None)
         *batch, m, n = W.shape
         rank = min(self.momentum_rank or W.rank, m, n)
@@ -160,7 +160,7 @@ class ProjectedOPLoRA(OPLoRA):
         require_adapter(W)
         xp = namespace_of(W.U)
         zeros = [xp.concat([xp.zeros_like(factor)] * 2, axis=-1) for factor in leaves(W)]
-        return OPLoRAState(0, LowRank(*zeros) if self.momentum else None)
+        return OPLoRAState(0, LowRank(*zeros) if is_used(self.momentum) else None)
 
     def step(self, W, G, state):
         """``(W, state)`` after a step along G, the gradient with respect to the matrix W."""

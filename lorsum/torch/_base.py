@@ -111,10 +111,10 @@ class AdapterOptimizer(torch.optim.Optimizer):
         self.debug = bool(debug)
         self._classes = {type(rule).__name__: type(rule), type(self._others).__name__: type(self._others)}
         self._ahead = Ahead() if overlap else None
-        self._group_of: dict = {}  # by parameter: the number of its group, and its own
-        self._number_of: dict = {}
+        self._group_of: dict = {}  # by parameter: the number of its group
         self._captures: dict = {}  # by B
         self._slots: dict = {}  # by B, those of B and A
+        self._number_of: dict = {}  # by B: the adapter's, in order
         self._rules: dict = {}  # by group number: the options that it was made of, and the rule
         self._states: dict = {}  # by B: what its state's structure depends on, and the state
         self._other_steps: dict = {}  # by group
@@ -143,6 +143,7 @@ class AdapterOptimizer(torch.optim.Optimizer):
                 capture = Capture(adapter, self._form, self.process_group)
                 if self._ahead is not None:
                     capture.listener = _calling(self, "_start")
+                self._number_of[adapter.B] = len(self._captures)
                 self._captures[adapter.B] = capture
                 self._slots[adapter.B] = bridge.Slots(adapter.B, adapter.A)
         if rest:
@@ -155,7 +156,7 @@ class AdapterOptimizer(torch.optim.Optimizer):
         _made(self._classes, options)
         super().add_param_group({"params": params, **options})
         for p in params:
-            self._group_of[p], self._number_of[p] = len(self.param_groups) - 1, len(self._number_of)
+            self._group_of[p] = len(self.param_groups) - 1
         group = self.param_groups[-1]
         for name in set(group) - set(options) - {"params"}:
             del group[name]  # defaults of the adapters' rule, which torch fills in

@@ -101,7 +101,7 @@ def test_steps_are_those_of_the_rule(sibling):
         if step == 0:  # after init, the random factor of a momentum is the optimizer's
             optimizer.step()
             for i, (name, G) in enumerate(gradients.items()):
-                state = rule.init(W[name], rng=np.random.default_rng([optimizer.seed, 2 * i + 1]))
+                state = rule.init(W[name], rng=np.random.default_rng([optimizer.seed, i]))
                 W[name], states[name] = rule.step(W[name], in_numpy(G), state)
             continue
         optimizer.step()

@@ -1,0 +1,62 @@
+"""Floor 4: JAX. Gradients of adapters as low-rank pairs, and OPLoRA and its siblings for Optax.
+
+Importing this makes :class:`lorsum.LowRank` and :class:`lorsum.LowRankSum` pytrees.
+
+>>> import equinox as eqx, jax, optax
+>>> import lorsum.jax
+>>> model = eqx.nn.MLP(8, 3, width_size=6, depth=1, key=jax.random.key(0))
+>>> params, frozen = lorsum.jax.partition(lorsum.jax.add_lora(model, 2, key=jax.random.key(1)))
+>>> tx = optax.multi_transform(
+...     {"adapters": lorsum.jax.oplora(0.02, momentum=0.9), "others": optax.sgd(0.02, momentum=0.9)},
+...     lorsum.jax.labels(params),
+... )
+>>> state = tx.init(params)
+>>> def loss(params, frozen, x):
+...     return (jax.vmap(eqx.combine(params, frozen))(x) ** 2).mean()
+>>> @eqx.filter_jit
+... def step(params, state, frozen, x):
+...     value, gradients = lorsum.jax.value_and_grad(loss)(params, frozen, x)
+...     updates, state = tx.update(gradients, state, params)
+...     return optax.apply_updates(params, updates), state, value
+>>> params, state, value = step(params, state, frozen, jax.numpy.ones((4, 8)))
+"""
+
+from lorsum.jax._pytrees import register
+
+register()
+
+from lorsum.jax.gradients import grad, value_and_grad  # noqa: E402  # their functions take low-rank matrices
+from lorsum.jax.layers import LoRAConv2d, LoRALinear, add_lora, partition  # noqa: E402
+from lorsum.jax.products import lora, lora_conv  # noqa: E402
+from lorsum.jax.transformations import (  # noqa: E402
+    oplora,
+    preconditioned_adamw,
+    preconditioned_sgd,
+    projected_oplora,
+    scaled_oplora,
+    svdlora,
+    transformation,
+)
+from lorsum.jax.wrappers import apply_if_finite, clip_by_global_norm, labels, set_to_zero  # noqa: E402
+
+__all__ = [
+    "LoRAConv2d",
+    "LoRALinear",
+    "add_lora",
+    "apply_if_finite",
+    "clip_by_global_norm",
+    "grad",
+    "labels",
+    "lora",
+    "lora_conv",
+    "oplora",
+    "partition",
+    "preconditioned_adamw",
+    "preconditioned_sgd",
+    "projected_oplora",
+    "scaled_oplora",
+    "set_to_zero",
+    "svdlora",
+    "transformation",
+    "value_and_grad",
+]

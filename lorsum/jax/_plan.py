@@ -1,0 +1,214 @@
+"""Where a program has products with the adapters of the parameters.
+
+A program is a jaxpr, what JAX makes of a function. The factors are followed from its inputs through loops, branches,
+checkpoints and changes of precision to the products. Whatever else uses a factor taints its results: if the loss is
+among them, the gradient is not that of the products alone, and the caller must say so.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Literal, primitives
+
+from lorsum.jax.products import product_p
+
+__all__ = ["Factor", "Inner", "Plan", "Product", "Tainted", "planned"]
+
+# Operations that hand on a factor as it is, but for its precision; to integers it is a constant, see below
+_HANDED_ON = {"convert_element_type", "copy", "copy_p", "device_put", "optimization_barrier", "sharding_constraint"}
+
+
+class Factor(NamedTuple):
+    """U or V of the adapter of this number, or of a stack of them the slice of which a round of these loops has."""
+
+    adapter: int
+    side: str
+    loops: tuple = ()
+
+
+class Tainted(NamedTuple):
+    """What depends on an adapter in another way than through its products, and through which operation."""
+
+    adapter: int
+    operation: str
+
+
+class Loop(NamedTuple):
+    """A loop around a product: its length, and whether each round has an adapter of its own, out of a stack."""
+
+    length: int
+    stacked: bool
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product with an adapter.
+
+    ``x`` and ``y`` are shape and dtype of one call's input and output, of which the first ``stack`` dimensions are
+    those of a stack of adapters; ``loops`` are around it, the outermost first.
+    """
+
+    factor: Factor
+    view: Any
+    x: Any
+    y: Any
+    stack: int
+    loops: tuple[Loop, ...] = ()
+
+    @property
+    def adapter(self):
+        """Its number."""
+        return self.factor.adapter
+
+    @property
+    def rows(self):
+        """Number of rows of S and X for one adapter, all rounds together."""
+        count = self.view.rows(self.y.shape[self.stack :])
+        for loop in self.loops:
+            count *= 1 if loop.stacked else loop.length
+        return count
+
+
+@dataclass
+class Plan:
+    """A program and, by the number of an equation, the product that it is or the programs inside it."""
+
+    jaxpr: Any
+    consts: Any
+    steps: dict = field(default_factory=dict)
+    results: list = field(default_factory=list)  # what each result is: a Factor, a Tainted or None
+
+    @property
+    def products(self):
+        """All products, in the order of the program."""
+        return [x for step in self.steps.values() for x in ([step] if isinstance(step, Product) else step.products)]
+
+
+class Inner(NamedTuple):
+    """The plans of the programs inside an equation, and the length of a loop."""
+
+    plans: list
+    length: Any = None
+
+    @property
+    def products(self):
+        """Their products, as seen from outside."""
+        inside = [x for plan in self.plans for x in plan.products]
+        return inside if self.length is None else [replace(x, loops=(self.loop_around(x), *x.loops)) for x in inside]
+
+    def loop_around(self, product):
+        """The loop as a product in it sees it."""
+        return Loop(self.length, id(self.plans[0].jaxpr) in product.factor.loops)
+
+
+def planned(program, origins):
+    """The plan of a program.
+
+    Parameters
+    ----------
+    program : ClosedJaxpr or Jaxpr
+    origins : list
+        What each of its inputs is: a Factor, a Tainted or None.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    NotImplementedError
+        If a product is in an operation that its gradient cannot be taken out of.
+    """
+    if not isinstance(program, ClosedJaxpr):
+        program = ClosedJaxpr(program, ())
+    plan, known = Plan(program.jaxpr, program.consts), dict(zip(program.jaxpr.invars, origins, strict=True))
+
+    def of(variables):
+        return [None if isinstance(v, Literal) else known.get(v) for v in variables]
+
+    for number, eqn in enumerate(program.jaxpr.eqns):
+        step, results = _step(eqn, of(eqn.invars))
+        results = [x if _has_derivative(v) else None for v, x in zip(eqn.outvars, results, strict=True)]
+        if isinstance(step, Product) or (step and step.products):
+            plan.steps[number] = step
+        known.update(zip(eqn.outvars, results, strict=True))
+    plan.results = of(program.jaxpr.outvars)
+    return plan
+
+
+def _step(eqn, origins):
+    """The product or the inner plans of an equation, or None; and what its results are."""
+    name, count = eqn.primitive.name, len(eqn.outvars)
+    if eqn.primitive is product_p:
+        return _product(eqn, *origins)
+    if name in _HANDED_ON and all(_is_real(v) == _is_real(w) for v, w in zip(eqn.invars, eqn.outvars, strict=False)):
+        return None, origins[:count]
+    if name == "stop_gradient":
+        return None, [None]
+    if eqn.primitive in (primitives.jit_p, primitives.remat_p):
+        plan = planned(eqn.params["jaxpr"], origins)
+        return Inner([plan]), plan.results
+    if eqn.primitive is primitives.scan_p:
+        return _loop(eqn, origins)
+    if eqn.primitive is primitives.cond_p:
+        plans = [planned(branch, origins[1:]) for branch in eqn.params["branches"]]
+        return Inner(plans), [_taint([origins[0], *of], name) for of in zip(*(p.results for p in plans), strict=True)]
+    if any(isinstance(x, Factor) for x in origins) and any(map(_has_product, _programs_in(eqn))):
+        raise NotImplementedError(
+            f"`loss` has a product with an adapter inside of `{name}`, where its gradient cannot be had as a pair. "
+            "Loops of fixed length (scan), branches, jit, vmap and checkpoint are supported."
+        )
+    return None, [_taint(origins, name)] * count
+
+
+def _product(eqn, of_x, of_U, of_V):
+    taint = _taint([of_x], "x")
+    if not (isinstance(of_U, Factor) or isinstance(of_V, Factor)):  # an adapter that is not trained
+        return None, [taint or _taint([of_U, of_V], "")]
+    if not (isinstance(of_U, Factor) and of_U.side == "U" and of_V == of_U._replace(side="V")):
+        return None, [_taint([of_U, of_V], "a product with two adapters' factors")]
+    x, U, _ = (v.aval for v in eqn.invars)
+    return Product(of_U, eqn.params["view"], x, eqn.outvars[0].aval, U.ndim - 2), [taint]
+
+
+def _loop(eqn, origins):
+    """A scan: what it goes over comes as slices; what it carries comes around, and taints with it."""
+    name, body, first = eqn.primitive.name, eqn.params["jaxpr"], eqn.params["num_consts"]
+    last = first + eqn.params["num_carry"]
+    own = (id(body.jaxpr),)  # names the loop where it matters, inside of it: no program is inside itself
+    over = [x._replace(loops=own + x.loops) if isinstance(x, Factor) else x for x in origins[last:]]
+    carried = [_taint([x], name) for x in origins[first:last]]
+    while True:
+        plan = planned(body, [*origins[:first], *carried, *over])
+        after = [_taint(pair, name) for pair in zip(carried, plan.results, strict=False)]
+        if after == carried:
+            return Inner([plan], eqn.params["length"]), [_taint([x], name) for x in plan.results]
+        carried = after
+
+
+def _taint(origins, operation):
+    """The first taint among inputs of an operation, or what it taints; or None."""
+    for x in origins:
+        if x is not None:
+            return x if isinstance(x, Tainted) else Tainted(x.adapter, operation)
+    return None
+
+
+def _has_derivative(variable):
+    return jnp.issubdtype(getattr(variable.aval, "dtype", bool), jnp.inexact)
+
+
+def _is_real(variable):
+    return not jnp.issubdtype(getattr(variable.aval, "dtype", bool), jnp.complexfloating)
+
+
+def _has_product(program):
+    return any(eqn.primitive is product_p or any(map(_has_product, _programs_in(eqn))) for eqn in program.eqns)
+
+
+def _programs_in(eqn):
+    """The programs among an operation's parameters, such as a loop's body."""
+    values = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns"))
+    return [x for x in values if hasattr(x, "eqns")]

@@ -1,0 +1,188 @@
+"""A program run so that S and X of its products can be had: each product gets a slot, which changes nothing.
+
+The derivative with respect to a slot is S, or the sum SᵀX where that is smaller. X is a further result. Loops go over
+the slots of their rounds, as they go over any other input.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun, primitives
+
+from lorsum._arrays import computing_dtype
+from lorsum.jax._plan import Product
+from lorsum.jax.products import plain_product
+
+__all__ = ["dense_slot", "pair", "pair_slot", "run"]
+
+
+def run(plan, inputs, slots, dense):
+    """The results of a program, and X of each product.
+
+    Parameters
+    ----------
+    plan : Plan
+    inputs : list of array
+        Of the program.
+    slots : list of array
+        One for each product of the plan.
+    dense : collection of int
+        Adapters of which the slots are for SᵀX.
+
+    Returns
+    -------
+    results : list of array
+    Xs : list
+        One for each product, None where the slot is for SᵀX.
+    """
+    known = dict(zip([*plan.jaxpr.constvars, *plan.jaxpr.invars], [*plan.consts, *inputs], strict=True))
+    slots, Xs = list(slots), []
+
+    def values(variables):
+        return [v.val if isinstance(v, Literal) else known[v] for v in variables]
+
+    for number, eqn in enumerate(plan.jaxpr.eqns):
+        step, arguments = plan.steps.get(number), values(eqn.invars)
+        if step is None:
+            results = _as_it_is(plan.jaxpr, eqn, arguments)
+        elif isinstance(step, Product):
+            results = [plain_product(*arguments, **eqn.params)]
+            results, X = _beside_slot(step, results[0], arguments[0], slots.pop(0), step.adapter in dense)
+            Xs.append(X)
+        else:
+            count = len(step.products)
+            results, inner_Xs = _RUN[eqn.primitive](eqn, step, arguments, slots[:count], dense)
+            slots, Xs = slots[count:], Xs + inner_Xs
+        known.update(zip(eqn.outvars, results, strict=True))
+    return values(plan.jaxpr.outvars), Xs
+
+
+def _as_it_is(program, eqn, arguments):
+    """An equation without products, as a program by itself."""
+    inputs = {v: x for v, x in zip(eqn.invars, arguments, strict=True) if not isinstance(v, Literal)}
+    alone = program.replace(
+        constvars=[],
+        invars=list(inputs),
+        outvars=eqn.outvars,
+        eqns=[eqn],
+        effects=eqn.effects,
+        debug_info=program.debug_info.with_unknown_names(),
+    )
+    return jaxpr_as_fun(ClosedJaxpr(alone, ()))(*inputs.values())
+
+
+def _beside_slot(product, y, x, slot, dense):
+    if not dense:
+        return [_for_S(y, slot)], x
+    return [_for_sum(y, x, slot, product.view, product.stack)], None
+
+
+@jax.custom_vjp
+def _for_S(y, slot):
+    """The identity on y; the derivative with respect to the slot is that with respect to y."""
+    return y
+
+
+_for_S.defvjp(lambda y, slot: (y, None), lambda _, S: (S, S))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _for_sum(y, x, slot, view, stack):
+    """The identity on y; the derivative with respect to the slot is SᵀX."""
+    return y
+
+
+def _summed(view, stack, x, S):
+    total = view.dense
+    for _ in range(stack):
+        total = jax.vmap(total)
+    return S, None, total(_in_single(S), _in_single(x))
+
+
+_for_sum.defvjp(lambda y, x, slot, view, stack: (y, x), _summed)
+
+
+def _in_single(a):
+    return a.astype(computing_dtype(jnp, a.dtype))
+
+
+def _inline(eqn, step, arguments, slots, dense):
+    return run(step.plans[0], arguments, slots, dense)
+
+
+def _checkpointed(eqn, step, arguments, slots, dense):
+    @partial(jax.checkpoint, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"])
+    def again(arguments, slots):
+        return run(step.plans[0], arguments, slots, dense)
+
+    return again(arguments, slots)
+
+
+def _looped(eqn, step, arguments, slots, dense):
+    (plan,), p = step.plans, eqn.params
+    first, last = p["num_consts"], p["num_consts"] + p["num_carry"]
+    of_rounds = [x.adapter not in dense or step.loop_around(x).stacked for x in plan.products]
+    shared = [slot for slot, each in zip(slots, of_rounds, strict=True) if not each]
+
+    def body(carried, over):
+        own, mine = iter(over[1]), iter(shared)
+        in_order = [next(own if each else mine) for each in of_rounds]
+        results, Xs = run(plan, [*arguments[:first], *carried, *over[0]], in_order, dense)
+        return results[: p["num_carry"]], (results[p["num_carry"] :], Xs)
+
+    over = arguments[last:], [slot for slot, each in zip(slots, of_rounds, strict=True) if each]
+    options = {name: p[name] for name in ("length", "reverse", "unroll")}
+    carried, (results, Xs) = jax.lax.scan(body, arguments[first:last], over, **options)
+    return [*carried, *results], Xs
+
+
+def _branched(eqn, step, arguments, slots, dense):
+    """Branches have different products: each gives zeros for those of the others."""
+    nothing = [None if x.adapter in dense else _nothing(x) for x in step.products]
+
+    def branch(number):
+        first = sum(len(plan.products) for plan in step.plans[:number])
+        last = first + len(step.plans[number].products)
+
+        def taken(arguments, slots):
+            results, Xs = run(step.plans[number], arguments, slots[first:last], dense)
+            return results, [*nothing[:first], *Xs, *nothing[last:]]
+
+        return taken
+
+    return jax.lax.switch(arguments[0], list(map(branch, range(len(step.plans)))), arguments[1:], slots)
+
+
+_RUN = {
+    primitives.jit_p: _inline,
+    primitives.remat_p: _checkpointed,
+    primitives.scan_p: _looped,
+    primitives.cond_p: _branched,
+}
+
+
+def _nothing(product):
+    return jnp.zeros((*(loop.length for loop in product.loops), *product.x.shape), product.x.dtype)
+
+
+def pair_slot(product):
+    """A slot for S of all rounds."""
+    return jnp.zeros((*(loop.length for loop in product.loops), *product.y.shape), product.y.dtype)
+
+
+def dense_slot(product, m, n):
+    """A slot for SᵀX, summed over all rounds."""
+    stack = [loop.length for loop in product.loops if loop.stacked]
+    dtype = computing_dtype(jnp, jnp.result_type(product.x.dtype, product.y.dtype))
+    return jnp.zeros((*stack, *product.y.shape[: product.stack], m, n), dtype)
+
+
+def pair(product, S, X):
+    """S and X of all rounds as matrices of N rows, of one adapter or of a stack of them."""
+    depth, stack = len(product.loops), product.stack
+    outer = [i for i, loop in enumerate(product.loops) if loop.stacked]
+    inner = [i for i, loop in enumerate(product.loops) if not loop.stacked]
+    order = [*outer, *range(depth, depth + stack), *inner]
+    S, X = (jnp.moveaxis(a, order, range(len(order))) for a in (S, X))
+    return product.view.pair(S, X, len(outer) + stack)

@@ -1,0 +1,256 @@
+"""Products with an adapter, x ↦ U Vᵀ x, as operations that JAX knows by name.
+
+One primitive does both linear layers and convolutions. Batched by ``jax.vmap`` it stays one: more rows of x, or more
+adapters. That is what lets :func:`lorsum.jax.value_and_grad` find each product and its X and S in any program.
+"""
+
+import math
+import operator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from lorsum.lowrank import LowRank
+
+__all__ = ["lora", "lora_conv", "product_p"]
+
+product_p = Primitive("lora")
+
+
+def lora(x, W):
+    """The product of rows with an adapter: ``x @ W.T``, in O((m + n) r) a row.
+
+    Parameters
+    ----------
+    x : array, shape (..., n)
+        Rows: a token, an example, or many of them.
+    W : LowRank, shape (m, n)
+        The adapter, B = W.U and A = W.V.T. A stack of adapters, shape (..., m, n), takes x with the same leading
+        dimensions in front, which are then not rows.
+
+    Returns
+    -------
+    array, shape (..., m)
+
+    Raises
+    ------
+    TypeError
+        If ``W`` is no LowRank.
+    ValueError
+        If the shapes do not agree.
+
+    Notes
+    -----
+    Differentiated by ``jax.grad`` this is the plain product. In :func:`lorsum.jax.value_and_grad` its gradient with
+    respect to W is the pair (Sᵀ, Xᵀ). Scale the result, s · lora(x, W), where the adapter has a scaling: S then has it.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> W = LowRank(jnp.ones((3, 1)), jnp.array([[1.0], [2.0]]))
+    >>> lora(jnp.eye(2), W).tolist()
+    [[1.0, 1.0, 1.0], [2.0, 2.0, 2.0]]
+    """
+    return _product(x, W, Linear(), 1)
+
+
+def lora_conv(x, W, kernel_size, *, stride=1, padding=0, dilation=1):
+    """The convolution with an adapter, which is viewed as a matrix that multiplies the patches of the image.
+
+    Parameters
+    ----------
+    x : array, shape (..., channels, *spatial)
+        Images, channels first, as Equinox has them.
+    W : LowRank, shape (d_out, channels · kernel)
+        A = W.V.T is a convolution with r output channels, B = W.U one of size 1.
+    kernel_size : sequence of int
+        One for each spatial dimension.
+    stride, dilation : int or sequence of int
+    padding : int, a sequence of int or of pairs of int, "SAME" or "VALID"
+
+    Returns
+    -------
+    array, shape (..., d_out, *spatial)
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> W = LowRank(jnp.ones((4, 1)), jnp.ones((2 * 9, 1)))
+    >>> lora_conv(jnp.ones((2, 5, 5)), W, (3, 3))[0, 0].tolist()
+    [18.0, 18.0, 18.0]
+    """
+    kernel = _sizes("kernel_size", kernel_size, None)
+    dims = len(kernel)
+    if not isinstance(padding, str):
+        pads = (padding,) * dims if np.ndim(padding) == 0 else tuple(padding)
+        padding = tuple(_sizes("padding", pad, 2) for pad in pads)
+    view = Convolution(kernel, _sizes("stride", stride, dims), padding, _sizes("dilation", dilation, dims))
+    return _product(x, W, view, 1 + dims)
+
+
+def _sizes(name, value, count):
+    """So many integers; one stands for all of them."""
+    if np.ndim(value) > 1 or (count is None and np.ndim(value) == 0):
+        raise ValueError(f"`{name}` is {value!r}; one integer for each spatial dimension is needed.")
+    values = (value,) * count if np.ndim(value) == 0 else tuple(value)
+    if count not in (None, len(values)):
+        raise ValueError(f"`{name}` is {value!r}; {count} integers are needed.")
+    return tuple(map(operator.index, values))
+
+
+def _product(x, W, view, dims):
+    if not isinstance(W, LowRank):
+        raise TypeError(f"`W` is a {type(W).__name__}; a LowRank is needed.")
+    x, stack = jnp.asarray(x), tuple(W.shape[:-2])
+    if x.shape[: len(stack)] != stack or x.ndim < len(stack) + dims or view.columns(x.shape) != W.shape[-1]:
+        raise ValueError(
+            f"`x` has shape {x.shape}, but `W` of shape {W.shape} multiplies one of shape {view.wanted(W.shape)}."
+        )
+    # The precision asked for around this call: the program is lowered, or run by lorsum.jax, outside of it
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    return product_p.bind(x, jnp.asarray(W.U), jnp.asarray(W.V), view=view, precision=precision)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """How a linear layer is a product of matrices: one row a token."""
+
+    def columns(self, shape):
+        """n, for an x of this shape."""
+        return shape[-1]
+
+    def wanted(self, shape):
+        """The shape that x should have, in words."""
+        return f"{(*shape[:-2], '...', shape[-1])}".replace("'", "")
+
+    def rows(self, y):
+        """Number of rows in one output of this shape, stacks not counted."""
+        return math.prod(y[:-1])
+
+    def product(self, x, U, V):
+        """x V Uᵀ, for one adapter."""
+        return (x @ V) @ U.mT
+
+    def pair(self, S, x, batch):
+        """S and X as matrices, shapes (..., N, m) and (..., N, n), after so many dimensions of a stack."""
+        return tuple(a.reshape(*a.shape[:batch], -1, a.shape[-1]) for a in (S, x))
+
+    def dense(self, S, x):
+        """SᵀX."""
+        S, X = self.pair(S, x, 0)
+        return S.T @ X
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """How a convolution is a product of matrices: one row an output position, of which X holds the patch."""
+
+    kernel: tuple
+    stride: tuple
+    padding: Any
+    dilation: tuple
+
+    def columns(self, shape):
+        """n, for an x of this shape."""
+        return shape[-1 - len(self.kernel)] * math.prod(self.kernel)
+
+    def wanted(self, shape):
+        """The shape that x should have, in words."""
+        spatial = ", ".join(["height", "width", "depth"][: len(self.kernel)])
+        stack = "".join(f"{size}, " for size in shape[:-2])
+        size = math.prod(self.kernel)
+        channels = shape[-1] // size if shape[-1] % size == 0 else f"{shape[-1]} / {size}"
+        return f"({stack}..., {channels}, {spatial})"
+
+    def rows(self, y):
+        """Number of rows in one output of this shape, stacks not counted."""
+        return math.prod(y) // y[-1 - len(self.kernel)]
+
+    def product(self, x, U, V):
+        """The convolution with A = Vᵀ, and the combination of its channels by B = U."""
+        images = self._images(x)
+        kernel = V.T.reshape(V.shape[-1], images.shape[1], *self.kernel)
+        y = jnp.tensordot(self._convolved(images, kernel), U, axes=(1, 1))
+        y = jnp.moveaxis(y, -1, 1)
+        return y.reshape(*x.shape[: -1 - len(self.kernel)], *y.shape[1:])
+
+    def pair(self, S, x, batch):
+        """S and X as matrices, shapes (..., N, m) and (..., N, n), after so many dimensions of a stack."""
+        if batch:
+            return jax.vmap(partial(self.pair, batch=batch - 1))(S, x)
+        patches = jax.lax.conv_general_dilated_patches(
+            self._images(x), self.kernel, self.stride, self.padding, rhs_dilation=self.dilation
+        )
+        return tuple(jnp.moveaxis(a, 1, -1).reshape(-1, a.shape[1]) for a in (self._images(S), patches))
+
+    def dense(self, S, x):
+        """SᵀX, the weight gradient of the convolution; no patch is copied."""
+        dtype = jnp.result_type(S, x)
+        images, S = self._images(x).astype(dtype), self._images(S).astype(dtype)
+        zeros = jnp.zeros((S.shape[1], images.shape[1], *self.kernel), dtype)
+        (G,) = jax.linear_transpose(lambda kernel: self._convolved(images, kernel), zeros)(S)
+        return G.reshape(S.shape[1], -1)
+
+    def _images(self, x):
+        """All leading dimensions as one."""
+        return x.reshape(-1, *x.shape[-1 - len(self.kernel) :])
+
+    def _convolved(self, images, kernel):
+        dtype = jnp.result_type(images, kernel)
+        return jax.lax.conv_general_dilated(
+            images.astype(dtype), kernel.astype(dtype), self.stride, self.padding, rhs_dilation=self.dilation
+        )
+
+
+def plain_product(x, U, V, *, view, precision):
+    """The product, of one adapter or of a stack of them, in operations of jax.numpy."""
+    product = view.product
+    for _ in U.shape[:-2]:
+        product = jax.vmap(product)
+    with jax.default_matmul_precision(precision):
+        return product(x, U, V)
+
+
+def _abstract(x, U, V, **how):
+    return jax.make_jaxpr(partial(plain_product, **how))(x, U, V).out_avals[0]
+
+
+def _batched(arguments, axes, **how):
+    """Under ``jax.vmap``: more rows where x alone is mapped over, else more adapters."""
+    x, U, V = arguments
+    if axes[1] is None and axes[2] is None:
+        place = U.ndim - 2
+        return product_p.bind(jnp.moveaxis(x, axes[0], place), U, V, **how), place
+    size = next(a.shape[axis] for a, axis in zip(arguments, axes, strict=True) if axis is not None)
+    stacked = [
+        jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0)
+        for a, axis in zip(arguments, axes, strict=True)
+    ]
+    return product_p.bind(*stacked, **how), 0
+
+
+def _differentiated(primals, tangents, **how):
+    """Under ``jax.grad`` and its like this is the plain product, of both factors."""
+    return jax.jvp(partial(plain_product, **how), tuple(primals), tuple(map(ad.instantiate_zeros, tangents)))
+
+
+def _transposed(S, x, U, V, **how):
+    """As a linear function of x: what an iterative solver asks for."""
+    if isinstance(S, ad.Zero):
+        return ad.Zero(x.aval), None, None
+    (transposed,) = jax.linear_transpose(lambda x: plain_product(x, U, V, **how), x.aval)(S)
+    return transposed, None, None
+
+
+product_p.def_impl(plain_product)
+product_p.def_abstract_eval(_abstract)
+mlir.register_lowering(product_p, mlir.lower_fun(plain_product, multiple_results=False))
+batching.primitive_batchers[product_p] = _batched
+ad.primitive_jvps[product_p] = _differentiated
+ad.primitive_transposes[product_p] = _transposed
