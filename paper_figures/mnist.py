@@ -13,6 +13,7 @@ __all__ = ["STUDIES", "extent", "make", "stretch"]
 STUDIES = ("mnist",)
 _MEAN = {"color": "0.3", "marker": "o", "markersize": 5, "linestyle": "none"}
 _PAPER = {"color": "0.4", "marker": "D", "markersize": 4, "fillstyle": "none", "linestyle": "none"}
+_APART = {"x": 0.06, "y": 0.03}  # labels of ticks, as a part of the axis
 _TICKS = np.array([10, 50, 70, 80, 85, 90, 92, 94, 95, 96, 97, 98, 98.5, 99, 99.5])
 
 
@@ -51,9 +52,15 @@ def extent(curves):
 def stretch(axis, low, high, which="y"):
     """Accuracies between two on the scale of the logarithm of the error, which tells the good ones apart."""
     functions = (lambda y: -np.log(np.maximum(100 - y, 1e-2)), lambda z: 100 - np.exp(-z))
-    ticks = [tick for tick in _TICKS if low <= tick <= high]
+    limits = 100 - 1.1 * (100 - low), 100 - 0.9 * (100 - high)
+    start, end = map(functions[0], limits)
+    ticks: list = []
+    for tick in sorted(_TICKS, reverse=True):  # so far apart that labels do not touch
+        far = not ticks or functions[0](ticks[-1]) - functions[0](tick) > _APART[which] * (end - start)
+        if low <= tick <= high and far:
+            ticks.append(tick)
     getattr(axis, f"set_{which}scale")("function", functions=functions)
-    axis.set(**{f"{which}lim": (100 - 1.1 * (100 - low), 100 - 0.9 * (100 - high)), f"{which}ticks": ticks})
+    axis.set(**{f"{which}lim": limits, f"{which}ticks": ticks})
 
 
 def _compare(axis, compared):
