@@ -94,7 +94,9 @@ def main(folder="records/step_time", *, output="docs/step-time.md"):
     """Time what has no record yet, print the table and write it down."""
     text = page(run_study(run, configurations(), folder, workers=1))  # one process, since the two take turns
     print(text)
-    Path(output).write_text(text, encoding="utf-8")
+    from paper_figures.files import write  # which writes whole files, and is above the studies otherwise
+
+    write(Path(output), text.encode())
 
 
 if __name__ == "__main__":
