@@ -192,7 +192,7 @@ class _Parts:
 def _has_axes(product):
     """True where the type of arrays says on which devices their parts are, which that of a slot would not."""
     plain = jax.typeof(jnp.zeros(product.y.shape, product.y.dtype))
-    return str(plain) != str(product.y)  # float32[3] is not float32[3@data], nor float32[3]{V:data}
+    return str(plain) != str(product.y.strip_weak_type())  # float32[3] is not float32[3@data], nor float32[3]{V:data}
 
 
 def _checked_result(result, has_aux):
