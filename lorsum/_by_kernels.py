@@ -21,44 +21,63 @@ def by_kernels(problems, iters, start, method):
     iters, start, method
         As for ``lorsum``.
     """
+    terms, dense, starts, weights = _one(*problems[0][:2]) if len(problems) == 1 else _together(problems)
+    if len(dense) > 1 or (dense and (method == "coefficients" or type(dense[0]) is not np.ndarray)):
+        return None
+    ranks = [terms[first].rank for first in starts]
+    wanted = [
+        (first, rank, 0.0 if reg is None else reg, balance)
+        for first, rank, (_, _, reg, balance) in zip(starts, ranks, problems, strict=True)
+    ]
+    R, v_first, factors = sum([A.rank for A in terms]), start == "V", None
+    if method == "coefficients" or (
+        method == "auto" and gram_matrices_cost_less(terms[0].shape, R, ranks, iters, dense=bool(dense))
+    ):
+        if not dense:
+            factors = compiled.alternating(terms, None, weights, wanted, iters, v_first, by_gram=True)
+        else:
+            factored = [[*row, 0.0] for row in weights]
+            factors = compiled.alternating(
+                [*terms, _factored(dense[0])], None, factored, wanted, iters, v_first, by_gram=True
+            )
+    if factors is None and method != "coefficients":
+        D = dense[0] if dense else None
+        factors = compiled.alternating(terms, D, weights, wanted, iters, v_first, by_gram=False)
+    return None if factors is None else [LowRank._of(*pair) for pair in factors]
+
+
+def _one(target, init):
+    """What is below of a single sum, as most calls have it."""
+    terms, coefficients = target.terms, target.coefficients
+    if init is not terms[0]:
+        terms, coefficients = (init, *terms), (0.0, *coefficients)
+    for A in terms:
+        if type(A) is not LowRank:
+            return _together([(target, init)])
+    return terms, (), (0,), [[*coefficients, 0.0]]
+
+
+def _together(problems):
+    """The low-rank terms of all sums, each once, and the dense ones; of each sum the term to start from, and weights.
+
+    Weights are the coefficients of the low-rank terms, and of the dense one.
+    """
     terms: list = []
     dense: list = []
-    number: dict = {}  # of each term, as the kernels' weights have it
-    for target, init, _, _ in problems:
+    number: dict = {}  # of each term, as the weights have it
+    for target, init, *_ in problems:
         for A in (init, *target.terms):
             if id(A) not in number:
                 is_dense = type(A) is not LowRank
                 number[id(A)] = -1 if is_dense else len(terms)
                 (dense if is_dense else terms).append(A)
-    if len(dense) > 1 or any([type(D) is not np.ndarray or method == "coefficients" for D in dense]):
-        return None
-    asked = [
-        compiled.Problem(number[id(init)], _weights(target, number, len(terms)), 0.0 if reg is None else reg, balance)
-        for target, init, reg, balance in problems
-    ]
-    v_first, D, factors = start == "V", dense[0] if dense else None, None
-    if method == "coefficients" or (method == "auto" and _gram_matrices_pay(terms, D, problems, iters)):
-        if D is None:
-            factors = compiled.alternating(terms, None, asked, iters, v_first, by_gram=True)
-        else:
-            factored = [problem._replace(weights=[*problem.weights, 0.0]) for problem in asked]
-            factors = compiled.alternating([*terms, _factored(D)], None, factored, iters, v_first, by_gram=True)
-    if factors is None and method != "coefficients":
-        factors = compiled.alternating(terms, D, asked, iters, v_first, by_gram=False)
-    return None if factors is None else [LowRank._of(*pair) for pair in factors]
-
-
-def _weights(target, number, count):
-    """The coefficients of the low-rank terms, and the dense one's."""
-    weights = [0.0] * (count + 1)
-    for A, c in zip(target.terms, target.coefficients, strict=True):
-        weights[number[id(A)]] += c
-    return weights
-
-
-def _gram_matrices_pay(terms, D, problems, iters):
-    ranks = [init.rank for _, init, _, _ in problems]
-    return gram_matrices_cost_less(terms[0].shape, sum([A.rank for A in terms]), ranks, iters, dense=D is not None)
+    weights = []
+    for target, *_ in problems:
+        row = [0.0] * (len(terms) + 1)
+        for A, c in zip(target.terms, target.coefficients, strict=True):
+            row[number[id(A)]] += c
+        weights.append(row)
+    return terms, dense, [number[id(init)] for _, init, *_ in problems], weights
 
 
 def _factored(D):

@@ -3,55 +3,47 @@
 import math
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Problem", "alternating", "balanced", "compressed"]
+__all__ = ["alternating", "balanced", "compressed"]
 
 TERMS = 4  # that the kernels take, always: they are compiled once
 WORTH_A_THREAD = 2**24  # multiplications in a batch from which threads save more than they cost
 NOTHING = {dtype: (np.empty((1, 0, 0), dtype), False) for dtype in map(np.dtype, ("f4", "f8"))}
 
 
-class Problem(NamedTuple):
-    """A sum of terms that are given, and what :func:`lorsum.lorsum` is to do with it."""
-
-    start: int  # the number of the low-rank term that is iterated from
-    weights: list  # coefficients of the low-rank terms, and of the dense one
-    reg: float
-    balance: bool
-
-
-def alternating(terms, dense, problems, iters, v_first, by_gram):
+def alternating(terms, dense, weights, wanted, iters, v_first, by_gram):
     """U and V after the iteration of :func:`lorsum.lorsum` for each of several sums of the same terms, or None.
 
     Parameters
     ----------
-    terms : list of LowRank
+    terms : sequence of LowRank
         Terms.
     dense : numpy.ndarray or None
         A further one.
-    problems : list of Problem
-        What to do.
+    weights : list of list
+        Of each sum, the coefficients of the terms, and of the dense one.
+    wanted : list of tuple
+        Of each sum, the number of the term that is iterated from, its rank, λ, and whether to balance the result.
     """
     *batch, m, n = terms[0].shape
-    dtype, ranks = terms[0].U.dtype, [terms[problem.start].rank for problem in problems]
-    if not _fit(terms, [c for problem in problems for c in problem.weights], dtype):
+    dtype = terms[0].U.dtype
+    for row, (_, rank, reg, _) in zip(weights, wanted, strict=True):
+        if type(reg) is not float or not 0 < rank <= min(m, n) or not _fit(terms, row, dtype):
+            return None
+    if len(terms) > TERMS and len(weights) > 1:
         return None
-    if (len(terms) > TERMS and len(problems) > 1) or any([type(problem.reg) is not float for problem in problems]):
-        return None
-    Us, Vs, weights = _as_they_lie(terms, [problem.weights for problem in problems], dtype)
+    Us, Vs, weights = _as_they_lie(terms, weights, dtype)
     count = len(Us[0][0])
     D = _as_dense(dense, count, dtype)
-    if D is None or 0 in (count, m, n, *ranks) or max(ranks) > min(m, n):
+    if D is None or count == 0:
         return None
-    results = [(np.empty((count, r, m), dtype), np.empty((count, r, n), dtype)) for r in ranks]
-    wanted = tuple([(p.start, p.reg, p.balance, U, V) for p, (U, V) in zip(problems, results, strict=True)])
+    results = [(np.empty((count, r, m), dtype), np.empty((count, r, n), dtype)) for _, r, _, _ in wanted]
     kernels, blas = _loaded(dtype)
-    given = Us, Vs, D, weights, wanted, iters, v_first, by_gram, blas
-    a_pass = sum([A.rank for A in terms]) * (m + n) + (0 if dense is None else m * n)
-    if count == 1 or count * iters * sum(ranks) * a_pass <= WORTH_A_THREAD:
+    problems = tuple([(start, reg, balance, *UV) for (start, _, reg, balance), UV in zip(wanted, results, strict=True)])
+    given = Us, Vs, D, weights, problems, iters, v_first, by_gram, blas
+    if count == 1 or iters * _multiplications(terms, D, wanted) <= WORTH_A_THREAD:
         ok = kernels.alternating(*given, 0, count)
     else:
         ok = all(_in_threads(lambda first, last: kernels.alternating(*given, first, last), count))
@@ -59,7 +51,13 @@ def alternating(terms, dense, problems, iters, v_first, by_gram):
         return None
     if not batch:
         return [(U[0].T, V[0].T) for U, V in results]
-    return [(U.mT.reshape(*batch, m, r), V.mT.reshape(*batch, n, r)) for r, (U, V) in zip(ranks, results, strict=True)]
+    return [(U.mT.reshape(*batch, m, -1), V.mT.reshape(*batch, n, -1)) for U, V in results]
+
+
+def _multiplications(terms, D, wanted):
+    """How many an iteration takes, for a whole batch."""
+    a_column = sum([A.U.size + A.V.size for A in terms]) + D.size
+    return a_column * sum([rank for _, rank, _, _ in wanted])
 
 
 def compressed(W):
