@@ -26,8 +26,8 @@ METHODS = [
     configuration("oplora", lr=5e-3, momentum=0.9, reg=1e-2, iters=2),
     configuration("svdlora", lr=5e-3, momentum=0.9),
 ]
-# Learning rates that short runs compare, the paper's for RoBERTa first; OPLoRA's is for the projected one, too. AdamW at
-# 5e-3 is ahead of these after 150 steps and stays at chance in 500, as does SVDLoRA at OPLoRA's rate of 0.05.
+# Learning rates that short runs compare, the paper's for RoBERTa first; OPLoRA's is for the projected one, too. AdamW
+# at 5e-3 is ahead of these after 150 steps and stays at chance in 500, as does SVDLoRA at OPLoRA's rate of 0.05.
 SWEPT = {
     "oplora": (5e-3, 5e-2, 2e-1),
     "preconditioned sgd": (2e-3, 2e-2, 1e-1),

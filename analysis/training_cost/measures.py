@@ -82,8 +82,13 @@ def peaks(training, batch):
 
 
 def _peaks_of_both(grown, training, batch):
+    def gradients_and_steps_ahead():
+        training.gradients(batch)
+        if hasattr(training.optimizer, "synchronize"):  # to stop tracemalloc while a thread allocates is unsafe
+            training.optimizer.synchronize()
+
     training.optimizer.zero_grad()
-    gradients = grown(lambda: training.gradients(batch))
+    gradients = grown(gradients_and_steps_ahead)
     step = grown(training.optimizer.step)
     training.optimizer.zero_grad()
     return gradients.peak, gradients.kept + step.peak

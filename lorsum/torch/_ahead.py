@@ -1,6 +1,6 @@
 """Steps that start as soon as a layer's gradient is there, beside the rest of the backward pass."""
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ class Ahead:
     """Steps in a thread of their own. A step is good as long as nothing that it was computed from has changed."""
 
     def __init__(self):
-        self.thread = ThreadPoolExecutor(1, thread_name_prefix="lorsum")
+        self.thread = futures.ThreadPoolExecutor(1, thread_name_prefix="lorsum")
         self.started: dict = {}  # by B: what the step was computed from, and its future
 
     def start(self, rule, capture, W, state):
@@ -33,6 +33,10 @@ class Ahead:
             self.started[B][1].cancel()
         G = bridge.to_arrays(capture.gradient.times(1.0))
         self.started[B] = _basis(rule, capture), self.thread.submit(_stepped, rule, W, G, state)
+
+    def wait(self):
+        """Return when all that was started is done."""
+        futures.wait([future for _, future in self.started.values()])
 
     def take(self, rule, capture, c):
         """The new matrix and state, or None if they must be computed anew."""

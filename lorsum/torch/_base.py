@@ -184,6 +184,11 @@ class AdapterOptimizer(torch.optim.Optimizer):
             capture.clear()
         super().zero_grad(set_to_none)
 
+    def synchronize(self):
+        """Wait until the steps that ``overlap`` has begun are computed, as before a process forks."""
+        if self._ahead is not None:
+            self._ahead.wait()
+
     @torch.no_grad()
     def step(self, closure=None):
         """Take a step.

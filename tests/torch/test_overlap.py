@@ -117,6 +117,16 @@ def test_a_step_begins_before_the_backward_pass_has_ended():
     optimizer.step()
 
 
+def test_one_can_wait_for_the_steps_that_were_begun():
+    model = network()
+    for overlap in (True, False):
+        optimizer = OPLoRA(model, lr=0.05, overlap=overlap)
+        backward(model, 0)
+        optimizer.synchronize()
+        assert not overlap or all(future.done() for _, future in optimizer._ahead.started.values())
+        optimizer.step()
+
+
 def test_errors_are_raised_in_the_step():
     model = network()
     optimizer = OPLoRA(model, lr=0.05, overlap=True)
