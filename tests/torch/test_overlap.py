@@ -118,8 +118,8 @@ def test_a_step_begins_before_the_backward_pass_has_ended():
 
 
 def test_one_can_wait_for_the_steps_that_were_begun():
-    model = network()
     for overlap in (True, False):
+        model = network()
         optimizer = OPLoRA(model, lr=0.05, overlap=overlap)
         backward(model, 0)
         optimizer.synchronize()
