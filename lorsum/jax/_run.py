@@ -139,7 +139,7 @@ def _looped(eqn, step, arguments, slots, dense):
 
 def _branched(eqn, step, arguments, slots, dense):
     """Branches have different products: each gives zeros for those of the others."""
-    nothing = [None if x.adapter in dense else _nothing(x) for x in step.products]
+    nothing = [None if x.adapter in dense else _zeros_of_all_rounds(x, x.x) for x in step.products]
 
     def branch(number):
         first = sum(len(plan.products) for plan in step.plans[:number])
@@ -162,13 +162,13 @@ _RUN = {
 }
 
 
-def _nothing(product):
-    return jnp.zeros((*(loop.length for loop in product.loops), *product.x.shape), product.x.dtype)
+def _zeros_of_all_rounds(product, of_one):
+    return jnp.zeros((*(loop.length for loop in product.loops), *of_one.shape), of_one.dtype)
 
 
 def pair_slot(product):
     """A slot for S of all rounds."""
-    return jnp.zeros((*(loop.length for loop in product.loops), *product.y.shape), product.y.dtype)
+    return _zeros_of_all_rounds(product, product.y)
 
 
 def dense_slot(product, m, n):

@@ -88,11 +88,11 @@ def apply_if_finite(inner):
         return ApplyIfFiniteState(inner.init(params), jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32))
 
     def update(gradients, state, params=None):
-        # Without jit, a step of what is not finite raises
-        tame = jax.tree.map(lambda x: jnp.where(_all_finite(gradients), x, jnp.zeros_like(x)), gradients)
+        finite = _all_finite(gradients)
+        tame = _or_zero(finite, gradients)  # without jit, a step of what is not finite raises
         updates, inner_state = inner.update(tame, state.inner_state, params)
-        finite = _all_finite((gradients, updates, inner_state))
-        updates = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), updates)
+        finite &= _all_finite((updates, inner_state))
+        updates = _or_zero(finite, updates)
         inner_state = jax.tree.map(partial(jnp.where, finite), inner_state, state.inner_state)
         counts = jnp.where(finite, 0, state.notfinite_count + 1), state.total_notfinite + (1 - finite.astype(jnp.int32))
         return updates, ApplyIfFiniteState(inner_state, *counts)
@@ -156,6 +156,10 @@ def labels(params):
 
 def _all_finite(tree):
     return jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
+
+
+def _or_zero(kept, tree):
+    return jax.tree.map(lambda x: jnp.where(kept, x, jnp.zeros_like(x)), tree)
 
 
 def _norm(G):
