@@ -9,9 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+from analysis.benchmarks.command import measured, write_collected
 from analysis.benchmarks.study import TASKS, configurations, name_of, run
 from analysis.benchmarks.table import page, sections
-from analysis.records import record_path, run_study, write_record
 
 __all__ = ["main"]
 
@@ -23,13 +23,7 @@ def main(arguments=None):
     configs = [config for config in configs if all(text in name_of(config) for text in options.case)]
     if not configs:
         sys.exit(f"No configuration has all of {options.case} in its name, such as 'grid 84x120 r=8 R=64 float32'.")
-    if options.again:
-        for config in configs:
-            record_path(options.records, config).unlink(missing_ok=True)
-    try:
-        records = run_study(run, configs, options.records, workers=1)  # one process: competitors take turns in it
-    except KeyboardInterrupt:
-        sys.exit("Interrupted. Finished runs are recorded: the same command goes on from there.")
+    records = measured(run, configs, options.records, again=options.again)
     for title, text in sections(records).items():
         if not text.startswith("!["):
             print(f"{title}\n\n{text}")
@@ -43,8 +37,7 @@ def _write(records, folder):
     from paper_figures.files import write
 
     write(folder / "benchmarks.md", page(records).encode())
-    collected = [{"config": r["config"], "results": r["results"], "seconds": r["seconds"]} for r in records]
-    write_record(folder / "benchmarks.json", {"environment": records[-1]["environment"], "records": collected})
+    write_collected(folder / "benchmarks.json", records)
     for name, figure in (("growth", growth_figure(records)), ("accuracy", accuracy_figure(records))):
         if figure is not None:
             write(folder / f"benchmarks-{name}.png", figure)

@@ -6,11 +6,10 @@ else it takes three minutes.
 
 import argparse
 import os
-import sys
 import time
 from pathlib import Path
 
-from analysis.records import record_path, run_study, write_record
+from analysis.benchmarks.command import measured, write_collected
 from analysis.training_cost.page import page
 from analysis.training_cost.study import MODELS, configurations, run
 from paper_figures.files import write
@@ -22,21 +21,11 @@ def main(arguments=None):
     options = _parser().parse_args(arguments)
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else PyTorch's profiler tells of each start
     start = time.perf_counter()
-    configs = configurations(options.model)
-    if options.again:
-        for config in configs:
-            record_path(options.records, config).unlink(missing_ok=True)
-    try:
-        records = run_study(run, configs, options.records, workers=1)  # one process: optimizers take turns in it
-    except KeyboardInterrupt:
-        sys.exit("Interrupted. Finished runs are recorded: the same command goes on from there.")
+    records = measured(run, configurations(options.model), options.records, again=options.again)
     text = page(records)
     print(text)
     write(options.output / "training-cost.md", text.encode())
-    collected = [{"config": r["config"], "results": r["results"], "seconds": r["seconds"]} for r in records]
-    write_record(
-        options.output / "training-cost.json", {"environment": records[-1]["environment"], "records": collected}
-    )
+    write_collected(options.output / "training-cost.json", records)
     print(f"{time.perf_counter() - start:.0f} s in all.")
 
 
