@@ -1,11 +1,12 @@
 """The accuracy that lorsum promises, measured: ``python -m analysis.accuracy`` prints the table and writes it down.
 
-Each row compares with something computed in another way: the same iteration in extended precision, subspace iteration
-by SciPy's QR, a dense SVD by SciPy.
+Each row compares with something computed in another way: the same iteration in extended precision, a dense SVD by
+SciPy. No limit is a reading of one machine: BLAS libraries round differently on every processor.
 """
 
 import argparse
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,10 +14,14 @@ import numpy as np
 import scipy.linalg
 
 import lorsum as ls
+from analysis import exact
+from analysis.environment import environment
 
 __all__ = ["ROWS", "Row", "main", "table"]
 
 EPS = np.finfo(float).eps
+M, N = 50, 40
+ROUNDING = (M + N) ** 0.5  # ε: rounding errors of sums of n numbers grow as √n (Higham and Mary, SISC 41, 2019)
 
 
 class Row(NamedTuple):
@@ -38,47 +43,33 @@ def _ill_conditioned(dtype, condition, solver, rng):
     W = ls.LowRank((_orthonormal(rng, m, r) * spectrum) @ rotation, (_orthonormal(rng, n, r) / spectrum) @ rotation)
     G = ls.LowRank(rng.normal(size=(m, 12)), rng.normal(size=(n, 12)))
     target = W.astype(dtype) - dtype(0.01) * G.astype(dtype)
-    exact = _in_extended_precision(target)
-    return float(_norm(ls.lorsum(target, solver=solver).to_dense() - exact) / _norm(exact))
+    expected = exact.iterate(target, 1)
+    return float(_norm(ls.lorsum(target, solver=solver).to_dense() - expected) / _norm(expected))
 
 
-def _in_extended_precision(target):
-    """One iteration from U, with λ = 0: the projection of W on its own image of V's columns."""
-    U, V = (np.longdouble(factor) for factor in target.stacked())
-    W = U @ V.T
-    Q = _gram_schmidt(W @ _gram_schmidt(np.longdouble(target.terms[0].V)))
-    return Q @ (Q.T @ W)
+def in_condition(seeds=30, **options):
+    """Worst distance to the exact iteration, in units of ε (κ + ‖|U| |V|ᵀ‖ / ‖U Vᵀ‖), for κ(U), κ(V) up to 1e3.
 
-
-def _gram_schmidt(A):
-    """An orthonormal basis in A's precision, which LAPACK does not have; twice is enough."""
-    for _ in range(2):
-        Q = []
-        for a in A.T:
-            for q in Q:
-                a = a - q * (q @ a)
-            Q.append(a / np.sqrt(a @ a))
-        A = np.stack(Q, axis=1)
-    return A
-
-
-def against_subspace_iteration(method, seeds=40):
-    """Worst distance, in units of ε, to QR subspace iteration with SciPy's QR, for κ(U), κ(V) up to 1e3."""
+    κ is what the iteration makes of rounding errors at its best (:func:`analysis.exact.condition`), and the other
+    number what it costs to store U and V in double precision.
+    """
     worst = 0.0
     for seed in range(seeds):
-        rng = np.random.default_rng(seed)
-        m, n, r, iters = 50, 40, 6, int(rng.integers(1, 6))
-        spectrum = np.logspace(0, -rng.uniform(0, 3), r)
-        U, V = ((_orthonormal(rng, d, r) * spectrum) @ _orthonormal(rng, r, r) for d in (m, n))
-        target = ls.LowRank(U, V) - 0.1 * ls.LowRank(rng.normal(size=(m, 9)), rng.normal(size=(n, 9)))
-        W, X = target.to_dense(), V
-        for _ in range(iters):
-            Q = scipy.linalg.qr(W @ scipy.linalg.qr(X, mode="economic")[0], mode="economic")[0]
-            X = W.T @ Q
-        expected = Q @ X.T
-        result = ls.lorsum(target, iters=iters, method=method).to_dense()
-        worst = max(worst, _norm(result - expected) / _norm(expected) / EPS)
-    return worst
+        target, iters, expected, condition = _moderately_conditioned(seed)
+        X = ls.lorsum(target, iters=iters, **options)
+        storing = _norm(np.abs(X.U) @ np.abs(X.V).T) / _norm(expected)
+        worst = max(worst, _norm(X.to_dense() - expected) / _norm(expected) / (EPS * (condition + storing)))
+    return float(worst)
+
+
+@cache
+def _moderately_conditioned(seed):
+    rng = np.random.default_rng(seed)
+    r, iters = 6, int(rng.integers(1, 9))
+    spectrum = np.logspace(0, -rng.uniform(0, 3), r)
+    W = ls.LowRank(*((_orthonormal(rng, d, r) * spectrum) @ _orthonormal(rng, r, r) for d in (M, N)))
+    target = W - 0.1 * ls.LowRank(rng.normal(size=(M, 9)), rng.normal(size=(N, 9)))
+    return target, iters, exact.iterate(target, iters), exact.condition(target, iters)
 
 
 def cold_start(iters, against=None, seeds=5, **options):
@@ -153,8 +144,10 @@ KRYLOV, OVERSAMPLED = {"accelerate": "krylov"}, {"oversample": 5}
 ROWS = [
     Row("float32, κ(U) = κ(V) = 1e5: distance to exact arithmetic", 1e-2, lambda: ill_conditioned(np.float32, 1e5)),
     Row("float64, κ(U) = κ(V) = 1e7: distance to exact arithmetic", 1e-8, lambda: ill_conditioned(np.float64, 1e7)),
-    Row("direct against QR subspace iteration, in ε", 100, lambda: against_subspace_iteration("direct")),
-    Row("coefficients against QR subspace iteration, in ε", 100, lambda: against_subspace_iteration("coefficients")),
+    Row("direct: distance to exact arithmetic, in ε × condition", ROUNDING, lambda: in_condition(method="direct")),
+    Row("coefficients: the same", ROUNDING, lambda: in_condition(method="coefficients")),
+    Row("coefficients by QR: the same", ROUNDING, lambda: in_condition(method="coefficients", solver="qr")),
+    Row("balanced factors: the same", ROUNDING, lambda: in_condition(gauge="balanced")),
     Row("1/i, cold start, K = 3: Krylov / plain excess", 1e-1, lambda: cold_start(3, against={}, **KRYLOV)),
     Row("1/i, cold start, K = 4: Krylov / plain excess", 1e-3, lambda: cold_start(4, against={}, **KRYLOV)),
     Row("1/i, cold start, K = 4: p = 5 / plain excess", 1 / 50, lambda: cold_start(4, against={}, **OVERSAMPLED)),
@@ -175,12 +168,30 @@ def table(rows=ROWS):
     return "\n".join(lines) + "\n", all(value <= row.limit for row, value in zip(rows, measured, strict=True))
 
 
+PAGE = """# Accuracy
+
+Measured by `python -m analysis.accuracy` with BLAS kernels for {kernels}.
+
+{table}
+*Condition*: what the exact iteration makes of relative changes of size ε in every column that is orthogonalised and in
+every product with W, the most that a stable algorithm can promise, plus ‖|U| |V|ᵀ‖ / ‖U Vᵀ‖, what it costs to store the
+factors in double precision. The exact iteration is computed with {digits} digits. Rounding errors of sums of n numbers
+grow as √n, so that √(m + n) such units are the limit on any processor. `solver="gram"`, the paper's solve, is not held
+to it: it squares the condition.
+
+A comparison with a second iteration in double precision would not do. Where κ(V) is 700, SciPy's QR is off by 143 ε and
+`lorsum` by 30 ε, and the difference of the two, 131 ε, is that of SciPy.
+"""
+
+
 def main(output=None):
-    """Print the table, and write it to a file if one is given; true if every promise is kept."""
+    """Print the table, and write a page of it if a file is given; true if every promise is kept."""
     text, kept = table()
     print(text)
     if output is not None:
-        Path(output).write_text(f"# Accuracy\n\nMeasured by `python -m analysis.accuracy`.\n\n{text}", encoding="utf-8")
+        kernels = sorted({pool["kernels"] for pool in environment()["thread_pools"] if pool["kernels"]})
+        page = PAGE.format(kernels=" and ".join(kernels), table=text, digits=exact.DIGITS)
+        Path(output).write_text(page, encoding="utf-8")
     return kept
 
 

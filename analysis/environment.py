@@ -22,9 +22,10 @@ def environment():
     -------
     dict
         ``time`` (UTC), ``python``, ``platform``, ``cpu``, ``cpu_count``, ``gpu`` (None unless torch is using one),
-        ``thread_pools`` (a list: library, version, number of threads), ``versions`` (torch, transformers, peft, jax
-        and matplotlib only where they are imported; None: not installed) and ``git``, the project's ``commit`` and
-        whether it is ``dirty``: some Python file is not as committed. ``git`` is None outside a checkout.
+        ``thread_pools`` (a list: library, version, the processor that OpenBLAS's kernels are for, number of threads),
+        ``versions`` (torch, transformers, peft, jax and matplotlib only where they are imported; None: not installed)
+        and ``git``, the project's ``commit`` and whether it is ``dirty``: some Python file is not as committed. ``git``
+        is None outside a checkout.
     """
     torch = sys.modules.get("torch")
     return {
@@ -35,7 +36,12 @@ def environment():
         "cpu_count": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch and torch.cuda.is_initialized() else None,
         "thread_pools": [
-            {"library": pool["internal_api"], "version": pool["version"], "threads": pool["num_threads"]}
+            {
+                "library": pool["internal_api"],
+                "version": pool["version"],
+                "kernels": pool.get("architecture"),
+                "threads": pool["num_threads"],
+            }
             for pool in threadpool_info()
         ],
         "versions": _versions(),

@@ -119,8 +119,10 @@ for column, power, marker, colour in (("angle_rate", 1, "o", "#0072b2"), ("exces
     measured = -np.log10([results[column] for results in plain]) / power
     axes.loglog(predicted, measured, marker, color=colour, fillstyle="none", label=column.replace("_rate", ""))
     ratio = (measured / predicted)[np.isfinite(measured)]
-    print(f"{column}: {len(ratio)} of {len(plain)} runs; measured / predicted speed: median {np.median(ratio):.3f}, "
-          f"{np.mean(np.abs(ratio - 1) < 0.1):.0%} within a tenth, {ratio.min():.3f} to {ratio.max():.2f}")
+    print(
+        f"{column}: {len(ratio)} of {len(plain)} runs; measured / predicted speed: median {np.median(ratio):.3f}, "
+        f"{np.mean(np.abs(ratio - 1) < 0.1):.0%} within a tenth, {ratio.min():.3f} to {ratio.max():.2f}"
+    )
 axes.axline((0.1, 0.1), (1, 1), color="0.7", zorder=0)
 axes.set(xlabel="predicted digits an iteration", ylabel="measured digits an iteration", aspect="equal")
 axes.legend()

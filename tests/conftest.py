@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.linalg  # noqa: F401  (loaded here, to be limited below)
 from hypothesis import settings
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
 threadpool_limits(1)  # what was loaded before this file has not read the variables
 
@@ -16,6 +16,11 @@ settings.register_profile("quick", max_examples=30, deadline=None)
 settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("long", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+def pytest_report_header():
+    """Which kernels the BLAS libraries run: rounding differs from processor to processor."""
+    return "BLAS kernels: " + ", ".join(f"{pool.get('architecture')} ({pool['prefix']})" for pool in threadpool_info())
 
 
 @pytest.fixture(params=["numpy", "torch", "jax", "array_api_strict"])

@@ -1,8 +1,9 @@
 """Every promise of the accuracy table is kept."""
 
 import pytest
+import threadpoolctl
 
-from analysis.accuracy import ROWS, table
+from analysis.accuracy import ROUNDING, ROWS, in_condition, main, table
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.what)
@@ -14,3 +15,17 @@ def test_a_broken_promise_is_said():
     text, kept = table([ROWS[0]._replace(limit=0.0)])
     assert "**no**" in text
     assert not kept
+
+
+def test_the_paper_s_solves_would_break_the_promise():
+    """The unit is no excuse: what squares the condition number is seen."""
+    assert in_condition(solver="gram") > 10 * ROUNDING
+
+
+def test_the_page_says_which_kernels_ran(tmp_path, monkeypatch):
+    monkeypatch.setattr("analysis.accuracy.table", lambda: (table(ROWS[:1])[0], True))
+    assert main(tmp_path / "accuracy.md")
+    page = (tmp_path / "accuracy.md").read_text(encoding="utf-8")
+    kernels = {pool.get("architecture") for pool in threadpoolctl.threadpool_info()} - {None}
+    assert all(name in page for name in kernels)
+    assert ROWS[0].what in page
