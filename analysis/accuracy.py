@@ -47,28 +47,31 @@ def _ill_conditioned(dtype, condition, solver, rng):
     return float(_norm(ls.lorsum(target, solver=solver).to_dense() - expected) / _norm(expected))
 
 
-def in_condition(seeds=30, **options):
+def in_condition(dtype=np.float64, seeds=30, **options):
     """Worst distance to the exact iteration, in units of ε (κ + ‖|U| |V|ᵀ‖ / ‖U Vᵀ‖), for κ(U), κ(V) up to 1e3.
 
     κ is what the iteration makes of rounding errors at its best (:func:`analysis.exact.condition`), and the other
-    number what it costs to store U and V in double precision.
+    number what it costs to store U and V.
     """
     worst = 0.0
     for seed in range(seeds):
         target, iters, expected, condition = _moderately_conditioned(seed)
-        X = ls.lorsum(target, iters=iters, **options)
+        X = ls.lorsum(target.astype(dtype), iters=iters, **options).astype(np.float64)
         storing = _norm(np.abs(X.U) @ np.abs(X.V).T) / _norm(expected)
-        worst = max(worst, _norm(X.to_dense() - expected) / _norm(expected) / (EPS * (condition + storing)))
+        unit = np.finfo(dtype).eps * (condition + storing)
+        worst = max(worst, _norm(X.to_dense() - expected) / _norm(expected) / unit)
     return float(worst)
 
 
 @cache
 def _moderately_conditioned(seed):
+    """A target of numbers that single precision has too, K, the exact iterate, and its condition."""
     rng = np.random.default_rng(seed)
     r, iters = 6, int(rng.integers(1, 9))
     spectrum = np.logspace(0, -rng.uniform(0, 3), r)
     W = ls.LowRank(*((_orthonormal(rng, d, r) * spectrum) @ _orthonormal(rng, r, r) for d in (M, N)))
-    target = W - 0.1 * ls.LowRank(rng.normal(size=(M, 9)), rng.normal(size=(N, 9)))
+    target = W - 0.125 * ls.LowRank(rng.normal(size=(M, 9)), rng.normal(size=(N, 9)))
+    target = target.astype(np.float32).astype(np.float64)
     return target, iters, exact.iterate(target, iters), exact.condition(target, iters)
 
 
@@ -148,6 +151,8 @@ ROWS = [
     Row("coefficients: the same", ROUNDING, lambda: in_condition(method="coefficients")),
     Row("coefficients by QR: the same", ROUNDING, lambda: in_condition(method="coefficients", solver="qr")),
     Row("balanced factors: the same", ROUNDING, lambda: in_condition(gauge="balanced")),
+    Row("direct in float32: the same", ROUNDING, lambda: in_condition(np.float32, method="direct")),
+    Row("coefficients in float32: the same", ROUNDING, lambda: in_condition(np.float32, method="coefficients")),
     Row("1/i, cold start, K = 3: Krylov / plain excess", 1e-1, lambda: cold_start(3, against={}, **KRYLOV)),
     Row("1/i, cold start, K = 4: Krylov / plain excess", 1e-3, lambda: cold_start(4, against={}, **KRYLOV)),
     Row("1/i, cold start, K = 4: p = 5 / plain excess", 1 / 50, lambda: cold_start(4, against={}, **OVERSAMPLED)),
@@ -175,7 +180,7 @@ Measured by `python -m analysis.accuracy` with BLAS kernels for {kernels}.
 {table}
 *Condition*: what the exact iteration makes of relative changes of size ε in every column that is orthogonalised and in
 every product with W, the most that a stable algorithm can promise, plus ‖|U| |V|ᵀ‖ / ‖U Vᵀ‖, what it costs to store the
-factors in double precision. The exact iteration is computed with {digits} digits. Rounding errors of sums of n numbers
+factors. The exact iteration is computed with {digits} digits. Rounding errors of sums of n numbers
 grow as √n, so that √(m + n) such units are the limit on any processor. `solver="gram"`, the paper's solve, is not held
 to it: it squares the condition.
 
