@@ -83,7 +83,7 @@ def test_where_the_optimum_is_zero_the_excess_is_zero_or_infinite():
     assert gap(W, W + 0 * W).excess == 0
     assert gap(LowRank(2 * W.U, W.V), W).excess == np.inf
     assert gap(LowRank(2 * W.U, W.V), W).distance == pytest.approx(1)
-    assert gap(W, W).distance < 1e-15
+    assert gap(W, W).distance < 2 * max(W.shape) * EPS  # what an SVD may leave of the matrix that it is of
     assert gap(lorsum(W + W), W + W).excess == 0  # zero to rounding
 
 
