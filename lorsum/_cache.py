@@ -1,0 +1,149 @@
+"""``@kernel``: Numba's ``njit``, with machine code that later processes find on disk, and only if it is still right.
+
+A function's machine code has that of the functions it calls in it, while Numba's own cache asks for changes of the
+file that the function itself is in. Here the name of a file says all that its code was made from: the bytecode of the
+modules with kernels, the signature, the processor, versions and settings. Nothing has to be marked as out of date,
+versions of the package and processes that compile at the same time do not meet, and the last of those writes what is
+there. Where nothing can be written kernels are compiled in each process; a damaged file counts as none.
+"""
+
+import logging
+import os
+import pickle
+import sys
+import uuid
+from contextlib import suppress
+from functools import cache, partial
+from hashlib import sha256
+from importlib.util import cache_from_source
+from pathlib import Path
+from types import CodeType
+
+import llvmlite
+import numba
+import numpy as np
+from numba import config, njit
+from numba.core.caching import NullCache
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
+from numba.misc.appdirs import AppDirs
+
+__all__ = ["kernel"]
+
+CHECKSUM = sha256().digest_size
+# Numba's settings that machine code depends on, beside those of the processor, which it lists itself
+SETTINGS = """OPT LOOP_VECTORIZE SLP_VECTORIZE BOUNDSCHECK DEBUGINFO_DEFAULT DISABLE_INTEL_SVML LLVM_REFPRUNE_PASS
+LLVM_REFPRUNE_FLAGS""".split()
+
+_modules: dict = {}  # that have kernels, by name: their import's specification and the digest of their bytecode
+
+
+def kernel(function=None, /, **options):
+    """A function that Numba compiles, by ``njit`` with these options. What it calls and refers to is to be a kernel's,
+    or in a module that has kernels.
+    """
+    if function is None:
+        return partial(kernel, **options)
+    compiled = njit(**options)(function)
+    compiled._cache = _Cache(f"{function.__module__}.{function.__name__}", _bytecode_so_far(function.__module__))
+    return compiled
+
+
+class _Cache(NullCache):
+    """What Numba asks for the machine code of one function before it compiles, and gives it to afterwards."""
+
+    def __init__(self, name, bytecode):
+        self._name, self._bytecode = Path(cache_from_source(f"{name}.py")).stem, bytecode[:16]
+
+    def load_overload(self, signature, target_context):
+        """The result of an earlier compilation, or None."""
+        target_context.refresh()
+        name = self._file_name(signature, target_context.codegen())
+        for folder in _folders(config.CACHE_DIR):
+            try:
+                data = (folder / name).read_bytes()
+            except OSError:
+                continue
+            if sha256(data[CHECKSUM:]).digest() == data[:CHECKSUM]:
+                return CompileResult._rebuild(target_context, *pickle.loads(data[CHECKSUM:]))
+        return None
+
+    def save_overload(self, signature, result):
+        """Keep the result of a compilation, in the place of those from bytecode that is no more."""
+        if result.library.has_dynamic_globals:
+            raise RuntimeError(f"{self._name} has addresses of this process in it; pass them as arguments.")
+        data = dumps(result._reduce())
+        try:
+            folder = _folders(config.CACHE_DIR)[-1]
+            _write(folder / self._file_name(signature, result.codegen), sha256(data).digest() + data)
+            for old in folder.glob(f"{self._name}-*.nbc"):
+                if not old.name.startswith(f"{self._name}-{self._bytecode}-"):
+                    old.unlink(missing_ok=True)
+        except OSError as error:
+            _say_that_nothing_is_kept(error.strerror)
+
+    def _file_name(self, signature, codegen):
+        versions = numba.__version__, llvmlite.__version__, np.__version__
+        settings = [str(getattr(config, name, None)) for name in SETTINGS]
+        made_from = str(signature), codegen.magic_tuple(), versions, settings
+        return f"{self._name}-{self._bytecode}-{sha256(repr(made_from).encode()).hexdigest()[:32]}.nbc"
+
+
+def _write(path, data):
+    """The whole file or none, whoever reads or writes it meanwhile."""
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@cache
+def _folders(chosen):
+    """Where to look for machine code, in Numba's order as far as the first folder that can be written to; at least one.
+
+    That is one in NUMBA_CACHE_DIR where it is ``chosen``, else beside the modules, else among the user's caches.
+    """
+    package, user = Path(__file__).parent, Path(AppDirs("numba", False).user_cache_dir)
+    name = f"lorsum_{sha256(str(package).encode()).hexdigest()[:16]}"
+    places = [Path(chosen) / name] if chosen else []
+    places.append(package / "__pycache__")
+    if user.is_absolute():  # there is a home
+        places.append(user / name)
+    for i, folder in enumerate(places):
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return places[: i + 1]
+    return places
+
+
+@cache
+def _say_that_nothing_is_kept(reason):
+    """Once a process; not a warning, which could be an error where the result is as good as ever."""
+    logging.getLogger("lorsum").warning(
+        "No compiled code can be kept in %s (%s): lorsum compiles in each process anew, for about half a minute. "
+        "Let NUMBA_CACHE_DIR be a folder that can be written to.",
+        _folders(config.CACHE_DIR)[-1],
+        reason,
+    )
+
+
+def _bytecode_so_far(name):
+    """A digest of the bytecode of the modules with kernels until now: this one and those whose kernels it calls."""
+    spec = sys.modules[name].__spec__
+    if name not in _modules or _modules[name][0] is not spec:  # a module that is loaded anew has a new one
+        _modules[name] = spec, repr(_contents(spec.loader.get_code(name)))
+    return sha256("".join(code for _, code in _modules.values()).encode()).hexdigest()
+
+
+def _contents(code):
+    """What a code object does, wherever it is and however it was loaded."""
+    if isinstance(code, CodeType):
+        names = code.co_name, code.co_varnames, code.co_names, code.co_freevars, code.co_cellvars
+        return code.co_code, code.co_exceptiontable, names, _contents(code.co_consts)
+    if isinstance(code, (tuple, frozenset)):
+        contents = [repr(_contents(x)) for x in code]
+        return contents if isinstance(code, tuple) else sorted(contents)
+    return code
