@@ -18,6 +18,7 @@ from hashlib import sha256
 from importlib.util import cache_from_source
 from pathlib import Path
 from types import CodeType
+from typing import Any
 
 import llvmlite
 import numba
@@ -32,15 +33,15 @@ __all__ = ["kernel"]
 
 CHECKSUM = sha256().digest_size
 # Numba's settings that machine code depends on, beside those of the processor, which it lists itself
-SETTINGS = """OPT LOOP_VECTORIZE SLP_VECTORIZE BOUNDSCHECK DEBUGINFO_DEFAULT DISABLE_INTEL_SVML LLVM_REFPRUNE_PASS
-LLVM_REFPRUNE_FLAGS""".split()
+SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "DISABLE_INTEL_SVML")
 
 _modules: dict = {}  # that have kernels, by name: their import's specification and the digest of their bytecode
 
 
 def kernel(function=None, /, **options):
-    """A function that Numba compiles, by ``njit`` with these options. What it calls and refers to is to be a kernel's,
-    or in a module that has kernels.
+    """A function that Numba compiles, by ``njit`` with these options.
+
+    What it calls, and each constant that it knows, is to be defined in a module that has kernels.
     """
     if function is None:
         return partial(kernel, **options)
@@ -59,7 +60,7 @@ class _Cache(NullCache):
         """The result of an earlier compilation, or None."""
         target_context.refresh()
         name = self._file_name(signature, target_context.codegen())
-        for folder in _folders(config.CACHE_DIR):
+        for folder in _folders():
             try:
                 data = (folder / name).read_bytes()
             except OSError:
@@ -70,11 +71,12 @@ class _Cache(NullCache):
 
     def save_overload(self, signature, result):
         """Keep the result of a compilation, in the place of those from bytecode that is no more."""
-        if result.library.has_dynamic_globals:
-            raise RuntimeError(f"{self._name} has addresses of this process in it; pass them as arguments.")
+        if result.library.has_dynamic_globals:  # addresses of this process, as the checks of NUMBA_BOUNDSCHECK have
+            return
         data = dumps(result._reduce())
         try:
-            folder = _folders(config.CACHE_DIR)[-1]
+            folder = _folders()[-1]
+            folder.mkdir(parents=True, exist_ok=True)
             _write(folder / self._file_name(signature, result.codegen), sha256(data).digest() + data)
             for old in folder.glob(f"{self._name}-*.nbc"):
                 if not old.name.startswith(f"{self._name}-{self._bytecode}-"):
@@ -99,12 +101,12 @@ def _write(path, data):
         part.unlink(missing_ok=True)
 
 
-@cache
-def _folders(chosen):
+def _folders():
     """Where to look for machine code, in Numba's order as far as the first folder that can be written to; at least one.
 
-    That is one in NUMBA_CACHE_DIR where it is ``chosen``, else beside the modules, else among the user's caches.
+    That is one in NUMBA_CACHE_DIR where there is such, else beside the modules, else among the user's caches.
     """
+    chosen = config.CACHE_DIR  # type: ignore[attr-defined]  # set when Numba starts
     package, user = Path(__file__).parent, Path(AppDirs("numba", False).user_cache_dir)
     name = f"lorsum_{sha256(str(package).encode()).hexdigest()[:16]}"
     places = [Path(chosen) / name] if chosen else []
@@ -123,16 +125,16 @@ def _folders(chosen):
 def _say_that_nothing_is_kept(reason):
     """Once a process; not a warning, which could be an error where the result is as good as ever."""
     logging.getLogger("lorsum").warning(
-        "No compiled code can be kept in %s (%s): lorsum compiles in each process anew, for about half a minute. "
-        "Let NUMBA_CACHE_DIR be a folder that can be written to.",
-        _folders(config.CACHE_DIR)[-1],
+        "No compiled code can be kept in %s (%s): lorsum compiles anew in each process, for about half a minute. "
+        "Set NUMBA_CACHE_DIR to a folder that can be written to.",
+        _folders()[-1],
         reason,
     )
 
 
 def _bytecode_so_far(name):
     """A digest of the bytecode of the modules with kernels until now: this one and those whose kernels it calls."""
-    spec = sys.modules[name].__spec__
+    spec: Any = sys.modules[name].__spec__
     if name not in _modules or _modules[name][0] is not spec:  # a module that is loaded anew has a new one
         _modules[name] = spec, repr(_contents(spec.loader.get_code(name)))
     return sha256("".join(code for _, code in _modules.values()).encode()).hexdigest()
