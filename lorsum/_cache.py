@@ -26,6 +26,7 @@ import numpy as np
 from numba import config, njit
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.serialize import dumps
 from numba.misc.appdirs import AppDirs
 
@@ -35,7 +36,7 @@ CHECKSUM = sha256().digest_size
 # Numba's settings that machine code depends on, beside those of the processor, which it lists itself
 SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "DISABLE_INTEL_SVML")
 
-_modules: dict = {}  # that have kernels, by name: their import's specification and the digest of their bytecode
+_modules: dict = {}  # by name, those with kernels and this one: what they were imported from, and their bytecode
 
 
 def kernel(function=None, /, **options):
@@ -71,7 +72,7 @@ class _Cache(NullCache):
 
     def save_overload(self, signature, result):
         """Keep the result of a compilation, in the place of those from bytecode that is no more."""
-        if result.library.has_dynamic_globals:  # addresses of this process, as the checks of NUMBA_BOUNDSCHECK have
+        if result.library.has_dynamic_globals:  # addresses of this process, as NUMBA_OPT=0 leaves some
             return
         data = dumps(result._reduce())
         try:
@@ -88,7 +89,7 @@ class _Cache(NullCache):
         versions = numba.__version__, llvmlite.__version__, np.__version__
         settings = [str(getattr(config, name, None)) for name in SETTINGS]
         made_from = str(signature), codegen.magic_tuple(), versions, settings
-        return f"{self._name}-{self._bytecode}-{sha256(repr(made_from).encode()).hexdigest()[:32]}.nbc"
+        return f"{self._name}-{self._bytecode}-{sha256(repr(made_from).encode()).hexdigest()[:16]}.nbc"
 
 
 def _write(path, data):
@@ -133,10 +134,11 @@ def _say_that_nothing_is_kept(reason):
 
 
 def _bytecode_so_far(name):
-    """A digest of the bytecode of the modules with kernels until now: this one and those whose kernels it calls."""
-    spec: Any = sys.modules[name].__spec__
-    if name not in _modules or _modules[name][0] is not spec:  # a module that is loaded anew has a new one
-        _modules[name] = spec, repr(_contents(spec.loader.get_code(name)))
+    """A digest of the bytecode of this module, the one of that name, and all with kernels that it has imported."""
+    for module in (__name__, name):
+        spec: Any = sys.modules[module].__spec__
+        if module not in _modules or _modules[module][0] is not spec:  # a module that is loaded anew has a new one
+            _modules[module] = spec, repr(_contents(spec.loader.get_code(module)))
     return sha256("".join(code for _, code in _modules.values()).encode()).hexdigest()
 
 
@@ -149,3 +151,8 @@ def _contents(code):
         contents = [repr(_contents(x)) for x in code]
         return contents if isinstance(code, tuple) else sorted(contents)
     return code
+
+
+if hasattr(os, "register_at_fork"):  # in a child forked while another thread compiles, nobody would release this lock
+    release = global_compiler_lock.release
+    os.register_at_fork(before=global_compiler_lock.acquire, after_in_parent=release, after_in_child=release)

