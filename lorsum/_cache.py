@@ -1,10 +1,10 @@
-"""``@kernel``: Numba's ``njit``, with machine code that later processes find on disk, and only if it is still right.
+"""``@kernel``: a function compiled by Numba, whose machine code is kept on disk for later processes.
 
-A function's machine code has that of the functions it calls in it, while Numba's own cache asks for changes of the
-file that the function itself is in. Here the name of a file says all that its code was made from: the bytecode of the
-modules with kernels, the signature, the processor, versions and settings. Nothing has to be marked as out of date,
-versions of the package and processes that compile at the same time do not meet, and the last of those writes what is
-there. Where nothing can be written kernels are compiled in each process; a damaged file counts as none.
+Machine code has that of all functions that it calls in it, but Numba's own cache looks for changes only in the file of
+the function itself. Here a file is named for all that its code was made from: the bytecode of the modules with kernels,
+the signature, the processor, versions and settings. So none is ever out of date, and processes that compile at the same
+time write different files, or the same. Where nothing can be written each process compiles for itself, and what is
+damaged is compiled again.
 """
 
 import logging
@@ -36,7 +36,7 @@ CHECKSUM = sha256().digest_size
 # Numba's settings that machine code depends on, beside those of the processor, which it lists itself
 SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "DISABLE_INTEL_SVML")
 
-_modules: dict = {}  # by name, those with kernels and this one: what they were imported from, and their bytecode
+_modules: dict = {}  # by name, this one and those with kernels: how each was found, and a digest of its bytecode
 
 
 def kernel(function=None, /, **options):
@@ -55,7 +55,7 @@ class _Cache(NullCache):
     """What Numba asks for the machine code of one function before it compiles, and gives it to afterwards."""
 
     def __init__(self, name, bytecode):
-        self._name, self._bytecode = Path(cache_from_source(f"{name}.py")).stem, bytecode[:16]
+        self._name, self._bytecode = Path(cache_from_source(f"{name}.py")).stem, bytecode
 
     def load_overload(self, signature, target_context):
         """The result of an earlier compilation, or None."""
@@ -88,8 +88,11 @@ class _Cache(NullCache):
     def _file_name(self, signature, codegen):
         versions = numba.__version__, llvmlite.__version__, np.__version__
         settings = [str(getattr(config, name, None)) for name in SETTINGS]
-        made_from = str(signature), codegen.magic_tuple(), versions, settings
-        return f"{self._name}-{self._bytecode}-{sha256(repr(made_from).encode()).hexdigest()[:16]}.nbc"
+        return f"{self._name}-{self._bytecode}-{_digest((signature, codegen.magic_tuple(), versions, settings))}.nbc"
+
+
+def _digest(contents):
+    return sha256(repr(contents).encode()).hexdigest()[:16]
 
 
 def _write(path, data):
@@ -109,7 +112,7 @@ def _folders():
     """
     chosen = config.CACHE_DIR  # type: ignore[attr-defined]  # set when Numba starts
     package, user = Path(__file__).parent, Path(AppDirs("numba", False).user_cache_dir)
-    name = f"lorsum_{sha256(str(package).encode()).hexdigest()[:16]}"
+    name = f"lorsum_{_digest(package)}"
     places = [Path(chosen) / name] if chosen else []
     places.append(package / "__pycache__")
     if user.is_absolute():  # there is a home
@@ -138,8 +141,8 @@ def _bytecode_so_far(name):
     for module in (__name__, name):
         spec: Any = sys.modules[module].__spec__
         if module not in _modules or _modules[module][0] is not spec:  # a module that is loaded anew has a new one
-            _modules[module] = spec, repr(_contents(spec.loader.get_code(module)))
-    return sha256("".join(code for _, code in _modules.values()).encode()).hexdigest()
+            _modules[module] = spec, _digest(_contents(spec.loader.get_code(module)))
+    return _digest([bytecode for _, bytecode in _modules.values()])
 
 
 def _contents(code):
@@ -154,5 +157,8 @@ def _contents(code):
 
 
 if hasattr(os, "register_at_fork"):  # in a child forked while another thread compiles, nobody would release this lock
-    release = global_compiler_lock.release
-    os.register_at_fork(before=global_compiler_lock.acquire, after_in_parent=release, after_in_child=release)
+    os.register_at_fork(
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=global_compiler_lock.release,
+    )
