@@ -4,9 +4,11 @@
 """
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import get_cython_function_address, intrinsic
+
+from lorsum._cache import kernel
 
 __all__ = ["GEMM", "gemm"]
 
@@ -42,7 +44,7 @@ def _fortran(typing, address, arguments):
     return types.void(address, arguments), generate
 
 
-@njit(cache=True)
+@kernel
 def gemm(address, transpose_a, transpose_b, A, B, beta, C):
     """C ← op(A) op(B) + β C, for arrays whose rows are contiguous, of one dtype."""
     # Read by columns, as Fortran does, arrays are transposed: Cᵀ = op(B)ᵀ op(A)ᵀ
@@ -54,7 +56,7 @@ def gemm(address, transpose_a, transpose_b, A, B, beta, C):
     _fortran(address, arguments)  # type: ignore[call-arg]  # the typing context comes from Numba
 
 
-@njit(cache=True)
+@kernel
 def _leading(A):
     """Numbers from one row to the next; NumPy may say anything where there is one row."""
     return max(A.strides[0] // A.itemsize, A.shape[1], 1)

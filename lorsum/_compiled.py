@@ -105,7 +105,7 @@ def _fit(terms, coefficients, dtype):
     for c in coefficients:
         if not isinstance(c, (int, float)):
             return False
-    return dtype in NOTHING
+    return dtype in NOTHING and _may_compile()
 
 
 def _as_they_lie(terms, weights, dtype):
@@ -157,6 +157,14 @@ def _in_threads(run, count):
     bounds = [count * i // threads for i in range(threads + 1)]
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(run, bounds[:-1], bounds[1:]))
+
+
+@cache
+def _may_compile():
+    """False where Numba is told not to, for a debugger or to measure coverage: the kernels are nothing without it."""
+    from numba import config
+
+    return not config.DISABLE_JIT  # type: ignore[attr-defined]  # set when Numba starts
 
 
 @cache

@@ -15,9 +15,9 @@ takes the general path, which has an answer for that too.
 """
 
 import numpy as np
-from numba import njit
 
 from lorsum._blas import gemm
+from lorsum._cache import kernel
 from lorsum._triangles import (
     BLOCK,
     balanced,
@@ -41,7 +41,7 @@ ORTHONORMAL = 3.0  # one Cholesky factor in float64 costs less than one digit
 HARMLESS_GAUGE = 100.0  # what the change to the paper's factors may cost, see lorsum.alternating
 
 
-@njit(cache=True, nogil=True)
+@kernel(nogil=True)
 def alternating(Us, Vs, dense, weights, problems, iters, v_first, by_gram, blas, first, last):
     """Success of the iterations on sums Σ cⱼ Uⱼ Vⱼᵀ + c D of the same terms, for ``first`` to ``last`` of a batch.
 
@@ -69,7 +69,7 @@ def alternating(Us, Vs, dense, weights, problems, iters, v_first, by_gram, blas,
     return True
 
 
-@njit(cache=True, nogil=True)
+@kernel(nogil=True)
 def compressed(Us, Vs, weights, m, n, blas):
     """Success, Σ cⱼ Uⱼ Vⱼᵀ in orthonormal bases U K and V L of all factors side by side; U, K, V, L."""
     left, right, owner = _sides(0, Us, Vs, [0], m, n)
@@ -88,7 +88,7 @@ def compressed(Us, Vs, weights, m, n, blas):
     return True, core, left, K, right, L
 
 
-@njit(cache=True)
+@kernel
 def _sides(i, Us, Vs, starts, m, n):
     """The factors of the i-th matrix, pairs as before, small ones stacked before the others; the term of each row.
 
@@ -113,7 +113,7 @@ def _sides(i, Us, Vs, starts, m, n):
     return _side(i, Us, ranks, stacked, left), _side(i, Vs, ranks, stacked, right), owner
 
 
-@njit(cache=True)
+@kernel
 def _side(i, Us, ranks, stacked, stack):
     row = 0
     for j in range(len(stacked)):
@@ -130,12 +130,12 @@ def _side(i, Us, ranks, stacked, stack):
     )
 
 
-@njit(cache=True)
+@kernel
 def _rank(A, by_columns):
     return A.shape[-1] if by_columns else A.shape[-2]
 
 
-@njit(cache=True)
+@kernel
 def _iterate(ends, c, first_row, dense, iters, reg, balance, blas):
     """Success of the iteration that finds Y from X first.
 
@@ -190,7 +190,7 @@ def _iterate(ends, c, first_row, dense, iters, reg, balance, blas):
 # --- Z, P and Y ---
 
 
-@njit(cache=True)
+@kernel
 def _products(Xs, X, R, blas):
     """The rows of XⱼᵀX for all terms."""
     Z = np.zeros((R, len(X)))
@@ -200,7 +200,7 @@ def _products(Xs, X, R, blas):
     return Z
 
 
-@njit(cache=True)
+@kernel
 def combine(Ys, P, Y, blas):
     """Y = Σ Yⱼ Pⱼ."""
     P = P.astype(Y.dtype)
@@ -208,7 +208,7 @@ def combine(Ys, P, Y, blas):
         _combine_block(Ys, x, P, Y[:, x : x + BLOCK], blas)
 
 
-@njit(cache=True)
+@kernel
 def _combine_and_multiply(Ys, P, D, upright, A, Y, multiply, blas):
     """Y = Σ Yⱼ Pⱼ + D A, and where wanted its products, its Gram matrix and 1, as _products_by_gram has them."""
     r = len(Y)
@@ -225,7 +225,7 @@ def _combine_and_multiply(Ys, P, D, upright, A, Y, multiply, blas):
     return Z, gram, 1.0
 
 
-@njit(cache=True)
+@kernel
 def _combine_block(Ys, x, P, Y, blas):
     row, beta, width = 0, 0.0, Y.shape[1]
     for j in range(len(Ys)):
@@ -245,7 +245,7 @@ def _combine_block(Ys, x, P, Y, blas):
         row, beta = row + rank, 1.0
 
 
-@njit(cache=True)
+@kernel
 def _add_dense(D, upright, A, x, Y, blas):
     """Y += D A, or Dᵀ A where D is not upright, for the columns of Y from x on."""
     if D.size == 0:
@@ -262,7 +262,7 @@ def _add_dense(D, upright, A, x, Y, blas):
                 gemm(blas[0], False, False, part, D[a : a + across, x + y : x + y + block.shape[1]], 1.0, block)
 
 
-@njit(cache=True)
+@kernel
 def _add_products(Xs, x, X, part, Z, blas):
     row, width = 0, X.shape[1]
     for j in range(len(Xs)):
@@ -285,7 +285,7 @@ def _add_products(Xs, x, X, part, Z, blas):
 # --- Gram matrices ---
 
 
-@njit(cache=True)
+@kernel
 def _gram_of(X, blas):
     """XᵀX in float64."""
     gram, block = np.zeros((len(X), len(X))), np.empty((len(X), min(X.shape[1], BLOCK)))
@@ -294,14 +294,14 @@ def _gram_of(X, blas):
     return gram
 
 
-@njit(cache=True)
+@kernel
 def _add_gram(X, x, block, gram, blas):
     block = block[:, : X.shape[1] - x]
     block[:] = X[:, x : x + block.shape[1]]
     gemm(blas[1], False, True, block, block, 1.0, gram)
 
 
-@njit(cache=True)
+@kernel
 def _gram(Xs, n, R, zero, blas):
     """The Gram matrix of all terms' columns, from products in the precision of ``zero``."""
     G, block = np.full((R, R), zero), np.full((R, min(n, BLOCK)), zero)
@@ -319,7 +319,7 @@ def _gram(Xs, n, R, zero, blas):
     return G.astype(np.float64)
 
 
-@njit(cache=True)
+@kernel
 def _add_lower_triangle(X, G, blas):
     """The inner products of the rows of X, all but some above the diagonal."""
     width = UNTHREADED // ROWS**2
@@ -330,7 +330,7 @@ def _add_lower_triangle(X, G, blas):
                 gemm(blas[0], False, True, X[a : a + ROWS, x : x + width], X[b : b + ROWS, x : x + width], 1.0, tile)
 
 
-@njit(cache=True)
+@kernel
 def _copy_rows(A, by_columns, x, block):
     """The rows of a factor from x on, as many columns as the block has."""
     rank, width = block.shape
@@ -345,7 +345,7 @@ def _copy_rows(A, by_columns, x, block):
                 block[j, k] = A[x + k, j]
 
 
-@njit(cache=True)
+@kernel
 def _products_by_gram(G, P):
     """Z = G P, Pᵀ G P, and by how much the columns of the terms, weighted by P, exceed their sums."""
     Z = G @ P
@@ -360,7 +360,7 @@ def _products_by_gram(G, P):
     return Z, gram, np.sqrt(spread)
 
 
-@njit(cache=True)
+@kernel
 def _weighted(c, Z):
     P = np.empty_like(Z)
     for j in range(P.shape[0]):
@@ -369,7 +369,7 @@ def _weighted(c, Z):
     return P
 
 
-@njit(cache=True, fastmath={"reassoc"})
+@kernel(fastmath={"reassoc"})
 def _cost_of_gauge(T, N):
     """The largest row sum of |T| |N|ᵀ."""
     largest = 0.0

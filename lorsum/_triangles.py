@@ -2,14 +2,12 @@
 
 Work of size r × r is in float64. A basis comes from the Cholesky factor of the Gram matrix where the conditioning
 allows that, in two passes where one would cost digits, and from a QR where two would too.
-
-Numba's cache of ``_kernels`` does not notice changes here: touch that file too.
 """
 
 import numpy as np
-from numba import njit
 
 from lorsum._blas import gemm
+from lorsum._cache import kernel
 
 __all__ = ["BLOCK", "balanced", "balanced_with_basis", "inverse_root", "is_finite", "orthonormal", "times", "turned"]
 
@@ -22,7 +20,7 @@ TWO_PASSES_IN_SINGLE = 1e4
 DEPENDENT = 1e13  # columns are independent
 
 
-@njit(cache=True)
+@kernel
 def orthonormal(V, reg):
     """Success, B, C and K = C⁻¹ with V = B C, where the columns of [B; √λ K] are orthonormal."""
     X = V.astype(np.float64)
@@ -36,7 +34,7 @@ def orthonormal(V, reg):
     return ok, X.astype(V.dtype), C, K
 
 
-@njit(cache=True)
+@kernel
 def _by_qr(V, reg):
     """The same by Householder QR, which does not square the condition number and costs three times as much."""
     r, n = V.shape
@@ -55,7 +53,7 @@ def _by_qr(V, reg):
     return condition < DEPENDENT / r, np.ascontiguousarray(Q[:n].T).astype(V.dtype), C, K
 
 
-@njit(cache=True)
+@kernel
 def inverse_root(gram, reg):
     """Success, C and K = C⁻¹ with CᵀC = G + λI, and the condition number of C with its columns scaled to one size."""
     r = len(gram)
@@ -77,7 +75,7 @@ def inverse_root(gram, reg):
     return condition < np.inf, C, K, condition
 
 
-@njit(cache=True)
+@kernel
 def _inverse(C):
     """The inverse K of an upper triangle, and ‖C D⁻¹‖ ‖D K‖ / r with D the column norms of C: 1 if orthogonal."""
     r = len(C)
@@ -100,7 +98,7 @@ def _inverse(C):
     return K, np.sqrt(total / r)
 
 
-@njit(cache=True)
+@kernel
 def balanced(U, V, blas):
     """Success and the rows of U√s and V√s, from the singular value decomposition of U Vᵀ."""
     ok, B, C, _ = orthonormal(V, 0.0)
@@ -109,7 +107,7 @@ def balanced(U, V, blas):
     return balanced_with_basis(times(C.T, U, blas), B, blas)
 
 
-@njit(cache=True)
+@kernel
 def balanced_with_basis(U, B, blas):
     """The same for U Bᵀ with orthonormal columns of B."""
     ok, A, C, _ = orthonormal(U, 0.0)
@@ -119,7 +117,7 @@ def balanced_with_basis(U, B, blas):
     return True, times(P * np.sqrt(s), A, blas), times(Q * np.sqrt(s), B, blas)
 
 
-@njit(cache=True)
+@kernel
 def _singular(C):
     """P, s and Q with C = P diag(s) Qᵀ, for an invertible C: small ones by Jacobi's rotations of pairs of columns."""
     r = len(C)
@@ -136,7 +134,7 @@ def _singular(C):
     return turned(X[order]) / s[order], size * s[order], turned(Qt[order])
 
 
-@njit(cache=True)
+@kernel
 def _rotated(X, Qt):
     """True if a sweep over all pairs of rows of X found any that were not orthogonal; Q is rotated with them."""
     r, any_ = len(X), False
@@ -158,7 +156,7 @@ def _rotated(X, Qt):
     return any_
 
 
-@njit(cache=True)
+@kernel
 def times(A, X, blas):
     """The rows of X A for X given as rows, in X's dtype."""
     A, Y = np.ascontiguousarray(A).astype(X.dtype), np.empty((A.shape[1], X.shape[1]), X.dtype)
@@ -167,12 +165,12 @@ def times(A, X, blas):
     return Y
 
 
-@njit(cache=True)
+@kernel
 def turned(A):
     return np.ascontiguousarray(A.T)
 
 
-@njit(cache=True)
+@kernel
 def is_finite(X):
     """True if nothing is a NaN or an infinity; no way out inside a row, so that the loop over it vectorises."""
     for i in range(len(X)):
