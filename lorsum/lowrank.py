@@ -9,14 +9,14 @@ from array_api_compat import is_array_api_obj
 from lorsum import _compiled as compiled
 from lorsum._arrays import (
     as_array,
-    as_number,
+    as_coefficient,
     column_sizes,
     common_namespace,
     computing_dtype,
     eps,
     frobenius,
+    is_complex,
     is_finite,
-    is_operator,
     is_scalar,
     is_traced,
     namespace_of,
@@ -24,6 +24,7 @@ from lorsum._arrays import (
     zeros_like,
 )
 from lorsum._display import dtype_name, html_table, shape_text, sign_and_size, storage_rows, term_text
+from lorsum._operators import as_operator, dense_of, floating_dtype, is_operator, is_sparse, operator_times
 
 __all__ = ["LowRank", "LowRankSum", "as_sum", "check_addable", "require_finite", "require_finite_coefficients"]
 
@@ -39,8 +40,16 @@ class _Linear:
     dtype: Any
     T: Any
     _times: Any
-    __array_ufunc__ = None  # NumPy hands `2.0 * W` and `D + W` over to the methods below
+    # NumPy hands `2.0 * W` and `D + W` over to the methods below, pandas too
+    __array_ufunc__ = None
     __array_priority__ = 1000
+    __pandas_priority__ = 10_000
+
+    def __array_function__(self, function, types, args, kwargs):
+        raise TypeError(
+            f"numpy.{function.__name__} takes arrays, and {self!r} is none: use the operators + - * / @ and its "
+            "methods, or `.to_dense()`."
+        )
 
     def __add__(self, other):
         return self._plus(other, 1)
@@ -65,13 +74,16 @@ class _Linear:
     def __mul__(self, scalar):
         if not is_scalar(scalar):
             return NotImplemented
-        sum_, scalar = as_sum(self), as_number(scalar)
+        sum_ = as_sum(self)
+        scalar = as_coefficient(scalar, _an_array(sum_))
         return LowRankSum._of(sum_.terms, tuple(scalar * c for c in sum_.coefficients))
 
     __rmul__ = __mul__
 
     def __truediv__(self, scalar):
-        return self * (1 / as_number(scalar)) if is_scalar(scalar) else NotImplemented
+        if not is_scalar(scalar):
+            return NotImplemented
+        return self * (1 / as_coefficient(scalar, _an_array(as_sum(self)), "divisor"))
 
     def _plus(self, other, sign):
         left, right = as_sum(self), as_sum(other)
@@ -82,19 +94,22 @@ class _Linear:
         return LowRankSum._of(left.terms + right.terms, left.coefficients + coefficients)
 
     def __matmul__(self, other):
-        if isinstance(other, LowRank):
-            _check_inner(self, other)
-            return LowRank._of(self @ other.U, other.V)
-        if not is_array_api_obj(other) or other.ndim == 0:
+        other = _as_factor(other)
+        if other is None:
             return NotImplemented
         _check_inner(self, other)
+        if not is_array_api_obj(other):
+            return _product(self, other)
         if other.ndim == 1:
-            return self._times(other[:, None])[..., 0]
-        return self._times(other)
+            return _times_in_common_dtype(self, other[:, None])[..., 0]
+        return _times_in_common_dtype(self, other)
 
     def __rmatmul__(self, other):
-        if not is_array_api_obj(other) or other.ndim == 0:
+        other = _as_factor(other)
+        if other is None:
             return NotImplemented
+        if not is_array_api_obj(other):
+            return as_sum(other) @ self
         product = self.T @ (other if other.ndim == 1 else other.mT)
         return product if other.ndim == 1 else product.mT
 
@@ -224,7 +239,11 @@ class LowRank(_Linear):
 
     def to_dense(self):
         """The matrix as an array of shape (..., m, n)."""
-        return self.U @ self.V.mT
+        xp = namespace_of(self.U)
+        dtype = computing_dtype(xp, self.dtype)
+        if dtype == self.dtype:
+            return self.U @ self.V.mT
+        return xp.astype(xp.astype(self.U, dtype) @ xp.astype(self.V, dtype).mT, self.dtype)
 
     def astype(self, dtype):
         """The same with factors in ``dtype``; itself where nothing changes."""
@@ -303,7 +322,8 @@ class LowRankSum(_Linear):
     Parameters
     ----------
     terms : sequence
-        The Aᵢ: each a :class:`LowRank`, a dense array of shape (..., m, n), or a SciPy ``LinearOperator`` (NumPy only).
+        The Aᵢ: each a :class:`LowRank`, a dense array of shape (..., m, n), or a SciPy ``LinearOperator`` or sparse
+        matrix (NumPy only).
     coefficients : sequence of numbers, optional
         The cᵢ; default: all 1.
 
@@ -332,9 +352,9 @@ class LowRankSum(_Linear):
             raise ValueError("`terms` is empty; a sum needs at least one matrix.")
         if len(terms) != len(coefficients):
             raise ValueError(f"`coefficients` has {len(coefficients)} numbers for {len(terms)} `terms`.")
-        sums = [as_sum(term) for term in terms]
+        sums = [as_sum(term, f"terms[{i}]") for i, term in enumerate(terms)]
         for i, (sum_, c) in enumerate(zip(sums, coefficients, strict=True)):
-            if sum_ is None or (isinstance(terms[i], LowRankSum)):
+            if isinstance(terms[i], LowRankSum):
                 raise TypeError(
                     f"`terms[{i}]` is a {type(terms[i]).__name__}; a LowRank, an array or a LinearOperator is needed."
                 )
@@ -342,7 +362,8 @@ class LowRankSum(_Linear):
                 raise TypeError(f"`coefficients[{i}]` is a {type(c).__name__}; a number is needed.")
             check_addable(sums[0], sum_)
         self.terms = tuple(sum_.terms[0] for sum_ in sums)
-        self.coefficients = tuple(map(as_number, coefficients))
+        like = _an_array(sums[0])
+        self.coefficients = tuple(as_coefficient(c, like, f"coefficients[{i}]") for i, c in enumerate(coefficients))
 
     @classmethod
     def _of(cls, terms, coefficients):
@@ -392,13 +413,13 @@ class LowRankSum(_Linear):
 
     @property
     def dtype(self):
-        """Dtype that the terms promote to."""
-        dtypes = {term.dtype for term in self.terms}
-        dtype = dtypes.pop() if len(dtypes) == 1 else self.namespace.result_type(*dtypes)
-        if any(isinstance(c, complex) for c in self.coefficients):
-            xp = self.namespace
-            return xp.result_type(dtype, xp.complex64)
-        return dtype
+        """Floating-point dtype that the terms and complex coefficients promote to; Python's numbers keep precision."""
+        xp = self.namespace
+        dtypes = {floating_dtype(term) if is_operator(term) else term.dtype for term in self.terms} - {None}
+        dtype = dtypes.pop() if len(dtypes) == 1 else xp.result_type(*dtypes) if dtypes else xp.float64
+        if xp.isdtype(dtype, ("bool", "integral")):  # of operators alone
+            dtype = xp.float64
+        return xp.result_type(dtype, xp.complex64) if any(map(is_complex, self.coefficients)) else dtype
 
     @property
     def T(self):
@@ -474,11 +495,13 @@ class LowRankSum(_Linear):
 
     def to_dense(self):
         """The sum as an array of shape (..., m, n)."""
-        first, *others = zip(self.terms, self.coefficients, strict=True)
-        dense = _scaled(_dense(first[0]), first[1])
+        xp, dtype = self.namespace, self.dtype
+        computing = computing_dtype(xp, dtype)
+        first, *others = zip(self.astype(computing).terms, self.coefficients, strict=True)
+        dense = _scaled(_dense(first[0], computing), first[1])
         for term, c in others:
-            dense = dense + _scaled(_dense(term), c)
-        return dense
+            dense = dense + _scaled(_dense(term, computing), c)
+        return dense if dense.dtype == dtype else xp.astype(dense, dtype)
 
     def norm(self):
         """Frobenius norm; from the R × R core of the stacked factors, R their rank, where all terms are low-rank."""
@@ -516,14 +539,22 @@ def as_sum(x, name=None):
     """``x`` as a sum; if it is no matrix, an error about the argument ``name``, or None where that is not given."""
     if isinstance(x, LowRankSum):
         return x
-    if isinstance(x, LowRank) or is_operator(x):
+    if isinstance(x, LowRank):
         return LowRankSum._of((x,), (1,))
-    if is_array_api_obj(x) and x.ndim >= 2:
+    if is_operator(x) or (is_sparse(x) and x.ndim == 2):
+        return LowRankSum._of((as_operator(x, name or "operator"),), (1,))
+    if _is_array_like(x) and x.ndim >= 2:
         return LowRankSum._of((as_array(x, name or "array"),), (1,))
     if name is None:
         return None
     kinds = "a LowRank, a LowRankSum, an array or a LinearOperator"
-    raise TypeError(f"`{name}` is a {type(x).__name__}; {kinds} is needed.")
+    shape = f" of shape {tuple(x.shape)}" if _is_array_like(x) else ""
+    raise TypeError(f"`{name}` is a {type(x).__name__}{shape}; {kinds} is needed.")
+
+
+def _is_array_like(x):
+    """True for an array of any library, and for tables that NumPy makes arrays of."""
+    return is_array_api_obj(x) or (hasattr(x, "__array__") and hasattr(x, "ndim") and not isinstance(x, np.generic))
 
 
 def check_addable(left, right, names=("left", "right")):
@@ -572,31 +603,81 @@ def _padded(factor, rank):
     return namespace_of(factor).concat([factor, zeros_like((*factor.shape[:-1], missing), factor)], axis=-1)
 
 
+def _as_factor(x):
+    """What a matrix may be multiplied by: itself for a matrix that is not formed, else an array; or None."""
+    if isinstance(x, _Linear) or is_operator(x):
+        return x
+    if is_sparse(x):
+        return x if x.ndim == 2 else as_array(x.toarray(), "operand", ndim=1)
+    if not _is_array_like(x) or x.ndim == 0:
+        return None
+    return as_array(x, "operand", ndim=1)
+
+
 def _check_inner(left, right):
-    if is_array_api_obj(right):
-        common_namespace(left=_an_array(as_sum(left)), right=right)
+    if is_array_api_obj(right) or isinstance(right, _Linear):
+        array = right if is_array_api_obj(right) else _an_array(as_sum(right))
+        common_namespace(left=_an_array(as_sum(left)), right=array)
     rows = right.shape[0] if len(right.shape) == 1 else right.shape[-2]
     if left.shape[-1] != rows:
         raise ValueError(f"`@` of shapes {tuple(left.shape)} and {tuple(right.shape)}: {left.shape[-1]} ≠ {rows}.")
 
 
+def _times_in_common_dtype(A, X):
+    """A X in the dtype that both promote to; half precision is computed in single."""
+    xp = namespace_of(X)
+    if A.dtype == X.dtype == computing_dtype(xp, X.dtype):
+        return A._times(X)
+    dtype = xp.result_type(A.dtype, X.dtype)
+    computing = computing_dtype(xp, dtype)
+    return xp.astype(A.astype(computing)._times(xp.astype(X, computing)), dtype, copy=False)
+
+
+def _product(A, B):
+    """A B, which is not formed either: of low rank where a factor is, else a sum."""
+    if isinstance(B, LowRank):
+        return _paired(A @ B.U, B.V)
+    if isinstance(A, LowRank):
+        return _paired(A.U, as_sum(B).T @ A.V)
+    A, B = as_sum(A, "left"), as_sum(B, "right")
+    pairs = [
+        (_product_of_terms(left, right), c * d)
+        for right, d in zip(B.terms, B.coefficients, strict=True)
+        for left, c in zip(A.terms, A.coefficients, strict=True)
+    ]
+    return LowRankSum(*zip(*pairs, strict=True))
+
+
+def _product_of_terms(A, B):
+    if isinstance(A, LowRank) or isinstance(B, LowRank):
+        return _product(A if isinstance(A, LowRank) else as_sum(A), B)
+    if is_operator(A) and is_operator(B):
+        return A @ B
+    return as_sum(B).T._times(A.mT).mT if is_operator(B) else _times_in_common_dtype(as_sum(A), B)
+
+
+def _paired(U, V):
+    """The low-rank matrix of two factors, of which one may lack batch dimensions that the other has."""
+    xp, batch = namespace_of(U, V), max(U.shape[:-2], V.shape[:-2], key=len)
+    return LowRank(*(xp.broadcast_to(X, (*batch, *X.shape[-2:])) if X.shape[:-2] != batch else X for X in (U, V)))
+
+
 def _scaled(x, c):
-    return x if isinstance(c, (int, float)) and c == 1 else c * x
+    """c x; a factor that is out of the range of x's dtype, though the product may not be, is applied in two steps."""
+    if not isinstance(c, (int, float)) or 1e-30 < abs(c) < 1e30 or c == 0 or not cmath.isfinite(c):
+        return x if type(c) in (int, float) and c == 1 else c * x
+    root = abs(c) ** 0.5
+    return (c / root) * (root * x)
 
 
 def _term_times(term, c, X):
     """c A X; the coefficient multiplies the smallest array that it can."""
     if isinstance(term, LowRank):
         return term.U @ _scaled(term.V.mT @ X, c)
-    return _scaled(term @ X, c)
+    return _scaled(operator_times(term, X) if is_operator(term) else term @ X, c)
 
 
-def _dense(term):
+def _dense(term, dtype):
     if isinstance(term, LowRank):
         return term.to_dense()
-    if is_operator(term):
-        import numpy as np
-
-        m, n = term.shape
-        return term @ np.eye(n, dtype=term.dtype) if n <= m else (term.T @ np.eye(m, dtype=term.dtype)).T
-    return term
+    return dense_of(term, dtype) if is_operator(term) else term

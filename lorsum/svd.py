@@ -7,8 +7,9 @@ from array_api_compat import is_numpy_array
 from numpy.linalg import LinAlgError
 
 from lorsum import _compiled as compiled
-from lorsum._arrays import as_count, as_rank, is_operator, namespace_of, zeros_like
-from lorsum._iterative import computing_dtype_of, krylov, randomized, subspace, svd_of
+from lorsum._arrays import as_count, as_number, as_rank, computing_dtype, is_complex, is_scalar, namespace_of, zeros_like
+from lorsum._iterative import krylov, randomized, subspace, svd_of
+from lorsum._operators import check_adjoints, is_operator
 from lorsum.lowrank import LowRank, as_sum, require_finite, require_finite_coefficients
 
 __all__ = ["TruncatedSVD", "as_tolerance", "rank_for", "truncated_svd"]
@@ -146,9 +147,11 @@ def truncated_svd(A, rank=None, *, rtol=None, method="auto", tol=0.0, oversample
         require_finite_coefficients(A=sum_)  # the factors are looked at where something is amiss
     else:
         require_finite(A=sum_)
-    _check_adjoints(sum_, method)
+    if method != "lapack" or sum_.shape[-2] < sum_.shape[-1]:
+        check_adjoints("A", filter(is_operator, sum_.terms))
 
-    W = sum_.astype(computing_dtype_of(sum_))
+    xp, dtype = sum_.namespace, sum_.dtype
+    W = sum_.astype(computing_dtype(xp, dtype))
     try:
         if method in _EXACT:
             U, s, Vh = (_factored if method == "factored" else _lapack)(W, rank, rtol)
@@ -162,7 +165,7 @@ def truncated_svd(A, rank=None, *, rtol=None, method="auto", tol=0.0, oversample
         if not type(error).__name__.endswith("LinAlgError"):  # torch has one of its own
             raise
         raise LinAlgError(str(error)) from error
-    return TruncatedSVD(_in_dtype(U, sum_.dtype), s, _in_dtype(Vh, sum_.dtype))
+    return TruncatedSVD(xp.astype(U, dtype, copy=False), s, xp.astype(Vh, dtype, copy=False))
 
 
 def _factored(A, rank, rtol):
@@ -182,10 +185,7 @@ def _compressed(A):
 
 
 def _lapack(A, rank, rtol):
-    dense = A.to_dense()
-    xp = namespace_of(dense)
-    dtype = xp.result_type(dense.dtype, computing_dtype_of(A))  # operators keep their own
-    U, s, Vh = svd_of(xp.astype(dense, dtype, copy=False))
+    U, s, Vh = svd_of(A.to_dense())
     r = rank or rank_for(s, rtol)
     return U[..., :r], s[..., :r], Vh[..., :r, :]
 
@@ -213,10 +213,9 @@ def _checked_size(A, rank, rtol):
 
 def as_tolerance(value, name):
     """``value`` as a float t with 0 ≤ t < 1."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"`{name}` is {value!r}; a number is needed.") from None
+    if not is_scalar(value) or is_complex(value):
+        raise TypeError(f"`{name}` is {value!r}; a real number is needed.")
+    number = float(as_number(value, name))
     if not 0 <= number < 1:
         raise ValueError(f"`{name}` is {value!r}; 0 ≤ {name} < 1 is needed.")
     return number
@@ -246,21 +245,11 @@ def _checked_method(A, method, rank):
     return method
 
 
-def _check_adjoints(A, method):
-    """An error if an operator lacks the products with its adjoint that the method needs."""
-    m, n = A.shape[-2:]
-    for operator in filter(is_operator, A.terms if method != "lapack" or m < n else ()):
-        try:
-            operator.rmatmat(np.zeros((m, 1)))
-        except (NotImplementedError, TypeError) as error:  # SciPy calls the None that it was given
-            raise ValueError("`A` has an operator without `rmatvec`, or one that fails: Aᴴ x is needed.") from error
-
-
 def _check_krylov(A, method, rank):
     if len(A.shape) > 2 or not all(map(is_numpy_array, A.arrays())):
         raise ValueError(f"`method` is {method!r}, which takes one NumPy matrix: use 'subspace' or 'randomized'.")
     m, n = A.shape
-    numbers = "complex" if np.result_type(A.dtype, *A.coefficients).kind == "c" else "real"
+    numbers = "complex" if A.dtype.kind == "c" else "real"
     most = min(m, n) - {"propack": 0, "lobpcg": 1, "arpack": 1 + (numbers == "complex")}[method]
     if rank > most:
         raise ValueError(
@@ -295,12 +284,3 @@ def _svd_flops(m, n):
 
 def _stacked_rank(A):
     return sum(term.rank for term in A.terms)
-
-
-def _in_dtype(x, dtype):
-    """``x`` in the dtype of ``A``, unless that cannot hold it: integer operators, complex coefficients."""
-    xp = namespace_of(x)
-    too_small = xp.isdtype(dtype, ("bool", "integral")) or (
-        xp.isdtype(x.dtype, "complex floating") and not xp.isdtype(dtype, "complex floating")
-    )
-    return x if too_small else xp.astype(x, dtype, copy=False)
