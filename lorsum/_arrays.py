@@ -66,10 +66,13 @@ def as_array(x, name, *, ndim=2):
         return x
     _refuse_masked(x, name)
     if not is_array_api_obj(x) or is_numpy_array(x):  # a list, a table, a subclass such as np.matrix
+        given = x
         try:
             x = np.asarray(x)
         except ValueError as error:
             raise ValueError(f"`{name}` is not an array: {error}.") from None
+        if x.ndim == 0 and x.dtype == object:
+            raise TypeError(f"`{name}` is a {type(given).__name__}; an array is needed.")
     if x.ndim < ndim:
         raise ValueError(f"`{name}` has shape {tuple(x.shape)}; at least {ndim} dimensions are needed.")
     return _of_numpy_floats(x, name) if is_numpy_array(x) else _of_floats(x, name)
@@ -117,14 +120,18 @@ def is_scalar(x):
 def as_number(x, name="number"):
     """A number that does not promote single precision to double, as NumPy's own scalars do (NEP 50)."""
     kind = type(x)
-    if kind is float or kind is int or kind is complex:
+    if kind is float or kind is complex:
+        return x
+    if isinstance(x, int):
+        if x.bit_length() > 1023:
+            raise ValueError(f"`{name}` is an integer of {x.bit_length()} bits; a number below 2¹⁰²³ is needed.")
         return x
     if isinstance(x, (np.generic, np.ndarray)):
         _refuse_masked(x, name)
         if x.dtype.kind not in "biufc" or x.dtype.itemsize > (16 if x.dtype.kind == "c" else 8):
             raise TypeError(f"`{name}` is {x!r}, of dtype {x.dtype}; {_NUMBERS}: convert it, e.g. by float().")
         return x.item()
-    if isinstance(x, Number) and not isinstance(x, (int, float, complex)):  # a fraction
+    if isinstance(x, Number) and not isinstance(x, (float, complex)):  # a fraction
         return float(x) if isinstance(x, Real) else complex(x)  # type: ignore[call-overload]
     return x
 
@@ -132,12 +139,7 @@ def as_number(x, name="number"):
 def as_coefficient(c, like, name="coefficient"):
     """A number to multiply arrays of the library of ``like`` with: Python's, or an array of that library."""
     c = as_number(c, name)
-    if not is_array_api_obj(c):
-        if isinstance(c, int) and c.bit_length() > 1023:
-            raise ValueError(f"`{name}` is an integer of {c.bit_length()} bits; a number below 2¹⁰²³ is needed.")
-        return c
-    library, other = namespace_of(c), namespace_of(like)
-    if library is other:
+    if not is_array_api_obj(c) or namespace_of(c) is namespace_of(like):
         return c
     if is_traced(c) or getattr(c, "requires_grad", False):
         raise TypeError(

@@ -45,10 +45,10 @@ class _Linear:
     __array_priority__ = 1000
     __pandas_priority__ = 10_000
 
-    def __array_function__(self, function, types, args, kwargs):
+    def __array__(self, dtype=None, copy=None):
         raise TypeError(
-            f"numpy.{function.__name__} takes arrays, and {self!r} is none: use the operators + - * / @ and its "
-            "methods, or `.to_dense()`."
+            f"{self!r} is no array, and is not formed by itself: use its operators and methods, `.to_dense()`, or "
+            "`(W.T @ A.T).T` for the product of a sparse matrix or an operator A with a low-rank matrix W."
         )
 
     def __add__(self, other):
@@ -416,9 +416,9 @@ class LowRankSum(_Linear):
         """Floating-point dtype that the terms and complex coefficients promote to; Python's numbers keep precision."""
         xp = self.namespace
         dtypes = {floating_dtype(term) if is_operator(term) else term.dtype for term in self.terms} - {None}
-        dtype = dtypes.pop() if len(dtypes) == 1 else xp.result_type(*dtypes) if dtypes else xp.float64
+        dtype = dtypes.pop() if len(dtypes) == 1 else xp.result_type(*(dtypes or (xp.float64,)))
         if xp.isdtype(dtype, ("bool", "integral")):  # of operators alone
-            dtype = xp.float64
+            dtype = xp.result_type(xp.float64)
         return xp.result_type(dtype, xp.complex64) if any(map(is_complex, self.coefficients)) else dtype
 
     @property
