@@ -181,7 +181,9 @@ def lorsum(
     """
     target, init, reg = _checked(target, init, reg)
     iters, p = as_count(iters, "iters", least=0), as_count(oversample, "oversample", least=0)
-    as_rank(init.rank + p, init.shape, "init.rank + oversample" if p else "init.rank")
+    as_rank(init.rank, init.shape, "init.rank")
+    if p:
+        as_rank(init.rank + p, init.shape, "init.rank + oversample")
     if callback is not None and not callable(callback):
         raise TypeError(f"`callback` is a {type(callback).__name__}; a function of an Iterate is needed.")
     check_choices(start=start, method=method, solver=solver, gauge=gauge, accelerate=accelerate)

@@ -136,8 +136,8 @@ def _largest_error(core, rank, tol):
 
 
 def _rounding(core, unit):
-    """What rounding adds to a measured error, for numbers of that unit roundoff."""
-    return 2 * max(core.shape) * unit * as_float(frobenius(core))
+    """What rounding adds to a measured error, for numbers of that unit roundoff: a few of them also where R = 1."""
+    return 2 * (max(core.shape) + 8) * unit * as_float(frobenius(core))
 
 
 def _stands_still(errors):

@@ -197,7 +197,7 @@ def rank_for(s, rtol):
     squares = (s / xp.where(largest > 0, largest, xp.ones_like(largest))) ** 2
     tails = xp.flip(xp.cumulative_sum(xp.flip(squares, axis=-1), axis=-1), axis=-1)  # with 0, 1, … values cut off
     needed = xp.sum(xp.astype(tails > rtol**2 * tails[..., :1], xp.int64), axis=-1)
-    return max(1, int(xp.max(needed)))
+    return max(1, int(xp.max(needed))) if 0 not in needed.shape else 1
 
 
 # --- at the door ---
