@@ -160,9 +160,26 @@ def is_complex(c):
 
 
 def is_traced(x):
-    """True inside ``jax.jit`` and its like, where an array has no values yet and checks on values are skipped."""
+    """True where an array has no values yet, and checks on values are skipped.
+
+    That is inside ``jax.jit`` and its like, inside ``torch.compile`` and ``torch.func``, and for PyTorch's tensors that
+    are meta or fake.
+    """
+    module = type(x).__module__
+    return _is_jax_tracer(x) if module.startswith("jax") else module.startswith("torch") and _is_torch_tracer(x)
+
+
+def _is_jax_tracer(x):
     kind = type(x)
     return kind.__module__.startswith("jax") and any(base.__name__ == "Tracer" for base in kind.__mro__)
+
+
+def _is_torch_tracer(x):
+    import torch
+
+    if torch.compiler.is_compiling() or x.is_meta or type(x).__name__ == "FakeTensor":
+        return True
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def computing_dtype(xp, dtype):
@@ -272,4 +289,4 @@ def normal(shape, like, rng):
 
 
 def _on_device_of(like):
-    return {} if is_traced(like) else {"device": like.device}  # a traced array is not yet anywhere
+    return {} if _is_jax_tracer(like) else {"device": like.device}  # what JAX traces is not yet anywhere

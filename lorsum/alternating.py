@@ -9,6 +9,7 @@ from numpy.linalg import LinAlgError
 from lorsum._arrays import (
     as_array,
     as_count,
+    as_float,
     as_number,
     as_rank,
     computing_dtype,
@@ -391,12 +392,14 @@ def _checked_reg(reg):
         raise TypeError(f"`reg` is a {type(reg).__name__}; a number is needed.")
     if is_traced(reg):
         return reg
-    reg = as_number(reg, "reg")
+    given, reg = reg, as_number(reg, "reg")
     if is_complex(reg):
         raise TypeError(f"`reg` is {reg}; a real number is needed.")
-    reg = float(reg)
+    reg = as_float(reg)
     if not 0 <= reg < float("inf"):
         raise ValueError(f"`reg` is {reg}; it must be finite and at least 0.")
+    if reg and getattr(given, "requires_grad", False):
+        return given
     return reg or None
 
 

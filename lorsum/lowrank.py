@@ -1,6 +1,5 @@
 """Floor 1, the nouns: a low-rank matrix, and a sum of them that is never formed."""
 
-import cmath
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from lorsum._arrays import (
     is_complex,
     is_finite,
     is_scalar,
-    is_traced,
     namespace_of,
     scale_of,
     zeros_like,
@@ -94,24 +92,46 @@ class _Linear:
         return LowRankSum._of(left.terms + right.terms, left.coefficients + coefficients)
 
     def __matmul__(self, other):
-        other = _as_factor(other)
-        if other is None:
+        return self.dot(other) if _is_factor(other) else NotImplemented
+
+    def __rmatmul__(self, other):
+        if not _is_factor(other):
             return NotImplemented
+        if is_operator(other) or (is_sparse(other) and other.ndim == 2):
+            return as_sum(other, "left").dot(self)
+        other = _as_factor(other)
+        product = self.T.dot(other if other.ndim == 1 else other.mT)
+        return product if other.ndim == 1 else product.mT
+
+    def dot(self, other):
+        """The product ``self @ other``, also inside of ``torch.compile``, which cannot follow that operator.
+
+        Parameters
+        ----------
+        other : array, LowRank, LowRankSum, LinearOperator or sparse matrix
+            What to multiply by; an array of shape (..., n, k) or (n,).
+
+        Returns
+        -------
+        array, LowRank or LowRankSum
+            An array where ``other`` is one; else what is not formed either, of low rank where one of the two is.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> W = LowRank(np.ones((4, 1)), np.ones((3, 1)))
+        >>> W.dot(np.eye(3)).shape, W.dot(W.T)
+        ((4, 3), LowRank(4 × 4, rank 1, float64))
+        """
+        if not _is_factor(other):
+            raise TypeError(f"`other` is a {type(other).__name__}; an array or a matrix is needed.")
+        other = _as_factor(other)
         _check_inner(self, other)
         if not is_array_api_obj(other):
             return _product(self, other)
         if other.ndim == 1:
             return _times_in_common_dtype(self, other[:, None])[..., 0]
         return _times_in_common_dtype(self, other)
-
-    def __rmatmul__(self, other):
-        other = _as_factor(other)
-        if other is None:
-            return NotImplemented
-        if not is_array_api_obj(other):
-            return as_sum(other) @ self
-        product = self.T @ (other if other.ndim == 1 else other.mT)
-        return product if other.ndim == 1 else product.mT
 
     def as_linear_operator(self):
         """The matrix as a SciPy ``LinearOperator``, for NumPy arrays without batch dimensions; nothing is formed.
@@ -582,7 +602,7 @@ def require_finite_coefficients(**sums):
     """An error that names the coefficient that is a NaN or an infinity, if there is one."""
     for argument, sum_ in sums.items():
         for i, c in enumerate(sum_.coefficients):
-            if not (cmath.isfinite(c) if type(c) in (int, float) else is_traced(c) or cmath.isfinite(c)):
+            if not (is_finite(c) if is_array_api_obj(c) else c - c == 0):  # ∞ − ∞ is a NaN
                 raise ValueError(f"`{argument}` has the coefficient {c} at its term {i}; a finite number is needed.")
 
 
@@ -603,15 +623,16 @@ def _padded(factor, rank):
     return namespace_of(factor).concat([factor, zeros_like((*factor.shape[:-1], missing), factor)], axis=-1)
 
 
+def _is_factor(x):
+    """True for what a matrix may be multiplied by."""
+    return isinstance(x, _Linear) or is_operator(x) or is_sparse(x) or (_is_array_like(x) and x.ndim > 0)
+
+
 def _as_factor(x):
-    """What a matrix may be multiplied by: itself for a matrix that is not formed, else an array; or None."""
-    if isinstance(x, _Linear) or is_operator(x):
+    """The same as it is computed with: a matrix that is not formed, or an array."""
+    if isinstance(x, _Linear) or is_operator(x) or (is_sparse(x) and x.ndim == 2):
         return x
-    if is_sparse(x):
-        return x if x.ndim == 2 else as_array(x.toarray(), "operand", ndim=1)
-    if not _is_array_like(x) or x.ndim == 0:
-        return None
-    return as_array(x, "operand", ndim=1)
+    return as_array(x.toarray() if is_sparse(x) else x, "operand", ndim=1)
 
 
 def _check_inner(left, right):
@@ -636,9 +657,9 @@ def _times_in_common_dtype(A, X):
 def _product(A, B):
     """A B, which is not formed either: of low rank where a factor is, else a sum."""
     if isinstance(B, LowRank):
-        return _paired(A @ B.U, B.V)
+        return _paired(A.dot(B.U), B.V)
     if isinstance(A, LowRank):
-        return _paired(A.U, as_sum(B).T @ A.V)
+        return _paired(A.U, as_sum(B, "right").T.dot(A.V))
     A, B = as_sum(A, "left"), as_sum(B, "right")
     pairs = [
         (_product_of_terms(left, right), c * d)
@@ -664,7 +685,7 @@ def _paired(U, V):
 
 def _scaled(x, c):
     """c x; a factor that is out of the range of x's dtype, though the product may not be, is applied in two steps."""
-    if not isinstance(c, (int, float)) or 1e-30 < abs(c) < 1e30 or c == 0 or not cmath.isfinite(c):
+    if not isinstance(c, (int, float)) or 1e-30 < abs(c) < 1e30 or c == 0 or c - c != 0:
         return x if type(c) in (int, float) and c == 1 else c * x
     root = abs(c) ** 0.5
     return (c / root) * (root * x)
