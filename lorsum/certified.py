@@ -152,9 +152,10 @@ def _checked(target, init, tol):
     check_init(init, target)
     as_rank(init.rank, init.shape, "init.rank")
     require_finite(target=target, init=as_sum(init))
+    tol = as_number(tol, "tol") if is_scalar(tol) else tol
     if not is_scalar(tol) or is_complex(tol):
         raise TypeError(f"`tol` is {tol!r}; a real number is needed.")
-    number = float(as_number(tol, "tol"))
+    number = float(tol)
     if not 0 <= number < float("inf"):
         raise ValueError(f"`tol` is {tol}; a finite number of at least 0 is needed.")
     return number

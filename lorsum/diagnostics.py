@@ -160,6 +160,8 @@ def principal_angles(A, B):
             raise ValueError(f"`{name}` has a NaN or an infinity.")
     if A.shape[-1] < B.shape[-1]:
         A, B = B, A
+    if B.shape[-1] == 0:
+        return xp.abs(B[..., 0, :])
     A, B = column_space(A), column_space(B)
     inner = conj(A).mT @ B
     cosines = xp.linalg.svdvals(inner)

@@ -490,13 +490,12 @@ class LowRankSum(_Linear):
         return LowRankSum._of(tuple(map(cast, self.terms)), self.coefficients)
 
     def stacked(self):
-        """Factors (…, m, R) and (…, n, R) whose product is a sum of low-rank terms; the coefficients go to the left."""
-        pairs = list(zip(self.terms, self.coefficients, strict=True))
+        """Factors (…, m, R) and (…, n, R) whose product is a sum of low-rank terms."""
+        pairs = [_with_coefficient(A, c) for A, c in zip(self.terms, self.coefficients, strict=True)]
         if len(pairs) == 1:
-            ((term, c),) = pairs
-            return _scaled(term.U, c), term.V
-        xp = self.namespace
-        return xp.concat([_scaled(A.U, c) for A, c in pairs], axis=-1), xp.concat([A.V for A, _ in pairs], axis=-1)
+            return pairs[0]
+        concat = self.namespace.concat
+        return concat([U for U, _ in pairs], axis=-1), concat([V for _, V in pairs], axis=-1)
 
     def compressed(self):
         """Qu, C, Qv with the sum of low-rank terms equal to Qu C Qvᵀ: QR of the stacked factors, C at most R × R."""
@@ -518,9 +517,9 @@ class LowRankSum(_Linear):
         xp, dtype = self.namespace, self.dtype
         computing = computing_dtype(xp, dtype)
         first, *others = zip(self.astype(computing).terms, self.coefficients, strict=True)
-        dense = _scaled(_dense(first[0], computing), first[1])
+        dense = _dense(*first, computing)
         for term, c in others:
-            dense = dense + _scaled(_dense(term, computing), c)
+            dense = dense + _dense(term, c, computing)
         return dense if dense.dtype == dtype else xp.astype(dense, dtype)
 
     def norm(self):
@@ -647,11 +646,10 @@ def _check_inner(left, right):
 def _times_in_common_dtype(A, X):
     """A X in the dtype that both promote to; half precision is computed in single."""
     xp = namespace_of(X)
-    if A.dtype == X.dtype == computing_dtype(xp, X.dtype):
-        return A._times(X)
-    dtype = xp.result_type(A.dtype, X.dtype)
+    dtype = X.dtype if A.dtype == X.dtype else xp.result_type(A.dtype, X.dtype)
     computing = computing_dtype(xp, dtype)
-    return xp.astype(A.astype(computing)._times(xp.astype(X, computing)), dtype, copy=False)
+    product = A.astype(computing)._times(X if X.dtype == computing else xp.astype(X, computing))
+    return product if product.dtype == dtype else xp.astype(product, dtype)
 
 
 def _product(A, B):
@@ -684,21 +682,43 @@ def _paired(U, V):
 
 
 def _scaled(x, c):
-    """c x; a factor that is out of the range of x's dtype, though the product may not be, is applied in two steps."""
-    if not isinstance(c, (int, float)) or 1e-30 < abs(c) < 1e30 or c == 0 or c - c != 0:
+    """c x; a coefficient that is out of the range of x's dtype, though the product may not be, in two steps."""
+    if not _is_extreme(c):
         return x if type(c) in (int, float) and c == 1 else c * x
     root = abs(c) ** 0.5
     return (c / root) * (root * x)
 
 
+def _with_coefficient(A, c):
+    """Factors of c A: c goes to the left, or beside what takes U's columns out, where c U might leave the range."""
+    if not _is_extreme(c):
+        return _scaled(A.U, c), A.V
+    columns, rows = column_sizes(A.U), column_sizes(A.V)
+    if abs(c) > 1:
+        return A.U / columns, _scaled(A.V * columns, c)
+    first = namespace_of(columns).where(columns > rows, _scaled(columns, c), _scaled(rows, c))
+    second = namespace_of(columns).where(columns > rows, rows, columns)
+    return A.U / columns, (A.V / rows) * (first * second)
+
+
+def _is_extreme(c):
+    """True for a number whose product with another of single precision may leave its range, or be lost in it."""
+    return isinstance(c, (int, float, complex)) and c != 0 and not 1e-15 < abs(c) < 1e15 and c - c == 0
+
+
 def _term_times(term, c, X):
     """c A X; the coefficient multiplies the smallest array that it can."""
     if isinstance(term, LowRank):
-        return term.U @ _scaled(term.V.mT @ X, c)
+        if not _is_extreme(c):
+            return term.U @ _scaled(term.V.mT @ X, c)
+        U, V = _with_coefficient(term, c)
+        return U @ (V.mT @ X)
     return _scaled(operator_times(term, X) if is_operator(term) else term @ X, c)
 
 
-def _dense(term, dtype):
+def _dense(term, c, dtype):
+    """c A as an array."""
     if isinstance(term, LowRank):
-        return term.to_dense()
-    return dense_of(term, dtype) if is_operator(term) else term
+        U, V = _with_coefficient(term, c)
+        return U @ V.mT
+    return _scaled(dense_of(term, dtype) if is_operator(term) else term, c)

@@ -17,6 +17,11 @@ __all__ = ["TruncatedSVD", "as_tolerance", "rank_for", "truncated_svd"]
 _EXACT = ("factored", "lapack")
 _KRYLOV = ("arpack", "propack", "lobpcg")
 _METHODS = ("auto", *_EXACT, *_KRYLOV, "randomized", "subspace")
+_HONOURED_BY = {
+    "tol": ("auto", *_KRYLOV, "subspace"),
+    "oversample": ("randomized", "subspace"),
+    "iters": ("auto", *_KRYLOV, "randomized", "subspace"),
+}
 _DEFAULT_ITERS = {"randomized": 2, "subspace": 1000, "lobpcg": 200}
 
 
@@ -44,7 +49,7 @@ class TruncatedSVD(NamedTuple):
         return LowRank._of(self.U * root, self.Vh.mT * root)
 
 
-def truncated_svd(A, rank=None, *, rtol=None, method="auto", tol=0.0, oversample=10, iters=None, rng=None):
+def truncated_svd(A, rank=None, *, rtol=None, method="auto", tol=0.0, oversample=None, iters=None, rng=None):
     """Best rank-r approximation of a matrix in the Frobenius and the spectral norm.
 
     Parameters
@@ -75,8 +80,8 @@ def truncated_svd(A, rank=None, *, rtol=None, method="auto", tol=0.0, oversample
     tol : float
         How well a result of the iterative methods but ``"randomized"`` has to converge: ‖A V − U diag(s)‖ ≤ tol σ₁.
         0 asks for rounding level, which ``"subspace"`` cannot know where the terms of a sum cancel: give it there.
-    oversample : int
-        ``"randomized"`` and ``"subspace"`` iterate on so many more columns than r.
+    oversample : int, optional
+        ``"randomized"`` and ``"subspace"`` iterate on so many more columns than r (default 10).
     iters : int, optional
         Power iterations of ``"randomized"`` (default 2), the largest number of iterations of ``"subspace"`` (1000),
         ``"lobpcg"`` (200) and ``"arpack"`` (SciPy's), or the largest Krylov space of ``"propack"`` (10 r + 200).
@@ -91,7 +96,8 @@ def truncated_svd(A, rank=None, *, rtol=None, method="auto", tol=0.0, oversample
     Raises
     ------
     ValueError
-        If an argument is out of range, the method does not fit ``A``, or ``A`` has a NaN or an infinity.
+        If an argument is out of range, the method does not fit ``A`` or has no use for an option that is given, or
+        ``A`` has a NaN or an infinity.
     TypeError
         If ``A`` is no matrix, or an argument is of the wrong kind.
     LinAlgError
@@ -135,7 +141,10 @@ def truncated_svd(A, rank=None, *, rtol=None, method="auto", tol=0.0, oversample
     """
     sum_ = as_sum(A, "A")
     rank, rtol = _checked_size(sum_, rank, rtol)
-    tol, oversample = as_tolerance(tol, "tol"), as_count(oversample, "oversample", least=0)
+    tol = as_tolerance(tol, "tol")
+    oversample = None if oversample is None else as_count(oversample, "oversample", least=0)
+    _check_honoured(method, tol=tol or None, oversample=oversample, iters=iters)
+    oversample = 10 if oversample is None else oversample
     method = _checked_method(sum_, method, rank)
     iters = (
         _DEFAULT_ITERS.get(method)
@@ -213,12 +222,21 @@ def _checked_size(A, rank, rtol):
 
 def as_tolerance(value, name):
     """``value`` as a float t with 0 ≤ t < 1."""
+    value = as_number(value, name) if is_scalar(value) else value
     if not is_scalar(value) or is_complex(value):
         raise TypeError(f"`{name}` is {value!r}; a real number is needed.")
-    number = float(as_number(value, name))
+    number = float(value)
     if not 0 <= number < 1:
         raise ValueError(f"`{name}` is {value!r}; 0 ≤ {name} < 1 is needed.")
     return number
+
+
+def _check_honoured(method, **options):
+    """An error for an option that the method has no use for."""
+    for name, value in options.items():
+        if value is not None and method in _METHODS and method not in _HONOURED_BY[name]:
+            others = ", ".join(map(repr, _HONOURED_BY[name]))
+            raise ValueError(f"`{name}` is {value}, of which `method` {method!r} makes no use: leave it out, or take {others}.")
 
 
 def _checked_rng(rng):
