@@ -17,6 +17,7 @@ from lorsum._arrays import (
     frobenius,
     is_finite,
     namespace_of,
+    zeros_like,
 )
 from lorsum._display import html_table, text_table
 from lorsum._half_steps import column_space
@@ -80,6 +81,11 @@ def gap(approx, target, rank=None):
     cancel. The measurement is made in float64 where the array library has it, whatever the dtype of the factors. A
     dense or operator term is formed, of course. Optimality of W_r is the Eckart–Young–Mirsky theorem; where σ_r =
     σ_{r+1} it is not unique, and ``distance`` is to one of the best.
+
+    Floats carry no gradient. Inside of ``jax.jit``, ``torch.compile`` and ``torch.func`` the numbers stay arrays, checks on
+    values are skipped, and derivatives are those of the QR: they exist where the stacked factors of W and X are fewer
+    than the dimensions and independent, which an X in the span of W is not. Elsewhere differentiate ``(W -
+    X).to_dense()``.
 
     Examples
     --------
@@ -161,7 +167,7 @@ def principal_angles(A, B):
     if A.shape[-1] < B.shape[-1]:
         A, B = B, A
     if B.shape[-1] == 0:
-        return xp.abs(B[..., 0, :])
+        return zeros_like((*B.shape[:-2], 0), xp.abs(B))
     A, B = column_space(A), column_space(B)
     inner = conj(A).mT @ B
     cosines = xp.linalg.svdvals(inner)
