@@ -1,6 +1,7 @@
 """Floor 0: array namespaces, dtypes, and the checks at the door that every verb shares."""
 
 import operator
+from numbers import Number, Real
 
 import array_api_compat.numpy
 import numpy as np
@@ -9,6 +10,7 @@ from array_api_compat import array_namespace, is_array_api_obj, is_numpy_array
 __all__ = [
     "all_true",
     "as_array",
+    "as_coefficient",
     "as_count",
     "as_float",
     "as_number",
@@ -20,18 +22,22 @@ __all__ = [
     "eps",
     "eye_like",
     "frobenius",
+    "is_complex",
     "is_finite",
-    "is_operator",
     "is_scalar",
     "is_traced",
+    "library_of",
     "namespace_of",
     "normal",
+    "ones_like",
     "scale_of",
     "zeros_like",
 ]
 
 
 _NUMPY_FLOATS = frozenset(map(np.dtype, ("f2", "f4", "f8", "c8", "c16")))
+_FLOATS = frozenset(("float16", "bfloat16", "float32", "float64", "complex64", "complex128"))
+_NUMBERS = "real or complex numbers of up to double precision are needed"
 
 
 def namespace_of(*arrays):
@@ -58,42 +64,122 @@ def as_array(x, name, *, ndim=2):
     """``x`` as a floating-point array of at least ``ndim`` dimensions; lists and integers become NumPy float64."""
     if type(x) is np.ndarray and x.ndim >= ndim and x.dtype in _NUMPY_FLOATS:
         return x
-    if not is_array_api_obj(x) or isinstance(x, np.matrix):
+    _refuse_masked(x, name)
+    if not is_array_api_obj(x) or is_numpy_array(x):  # a list, a table, a subclass such as np.matrix
+        given = x
         try:
             x = np.asarray(x)
         except ValueError as error:
             raise ValueError(f"`{name}` is not an array: {error}.") from None
-    xp = namespace_of(x)
+        if x.ndim == 0 and x.dtype == object:
+            raise TypeError(f"`{name}` is a {type(given).__name__}; an array is needed.")
     if x.ndim < ndim:
         raise ValueError(f"`{name}` has shape {tuple(x.shape)}; at least {ndim} dimensions are needed.")
-    if is_numpy_array(x) and x.dtype.kind not in "biu" and x.dtype not in _NUMPY_FLOATS:
-        raise TypeError(f"`{name}` has dtype {x.dtype}; real or complex numbers of up to double precision are needed.")
+    return _of_numpy_floats(x, name) if is_numpy_array(x) else _of_floats(x, name)
+
+
+def _of_numpy_floats(x, name):
+    """A NumPy array in native byte order, integers as float64."""
+    if x.dtype.kind in "biu":
+        return x.astype(np.float64)
+    native = x.dtype.newbyteorder("=")
+    if native not in _NUMPY_FLOATS:
+        raise TypeError(f"`{name}` has dtype {x.dtype}; {_NUMBERS}: convert it, e.g. by `.astype(float)`.")
+    return x.astype(native, copy=False)
+
+
+def _of_floats(x, name):
+    """An array of another library, integers in its default precision."""
+    xp = namespace_of(x)
     if xp.isdtype(x.dtype, ("bool", "integral")):
-        x = xp.astype(x, xp.float64) if is_numpy_array(x) else xp.astype(x, xp.asarray(1.0).dtype)
+        return xp.astype(x, xp.asarray(1.0).dtype)
+    dtype = str(x.dtype).rpartition(".")[2]
+    if dtype not in _FLOATS:
+        raise TypeError(f"`{name}` has dtype {dtype}; {_NUMBERS}: convert it, e.g. to float32.")
+    if "sparse" in str(getattr(x, "layout", "")):
+        raise TypeError(f"`{name}` is a sparse tensor; make it dense by `.to_dense()`.")
     return x
+
+
+def _refuse_masked(x, name):
+    """An error for a masked array, also where it hides in a list: what is masked has no value to compute with."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"`{name}` is a masked array; give its masked entries a value, by `.filled(value)`.")
+    if isinstance(x, (list, tuple)):
+        for entry in x:
+            _refuse_masked(entry, name)
 
 
 def is_scalar(x):
     """True for a number: Python's, NumPy's, or an array of no dimensions (a tensor, a traced learning rate)."""
-    if isinstance(x, (bool, int, float, complex, np.number, np.bool_)):
+    if isinstance(x, (int, float, complex, np.number, np.bool_, Number)):
         return True
     return is_array_api_obj(x) and x.ndim == 0
 
 
-def as_number(x):
+def as_number(x, name="number"):
     """A number that does not promote single precision to double, as NumPy's own scalars do (NEP 50)."""
-    return x.item() if isinstance(x, (np.generic, np.ndarray)) else x
+    kind = type(x)
+    if kind is float or kind is complex:
+        return x
+    if isinstance(x, int):
+        if x.bit_length() > 1023:
+            raise ValueError(f"`{name}` is an integer of {x.bit_length()} bits; a number below 2¹⁰²³ is needed.")
+        return x
+    if isinstance(x, (np.generic, np.ndarray)):
+        _refuse_masked(x, name)
+        if x.dtype.kind not in "biufc" or x.dtype.itemsize > (16 if x.dtype.kind == "c" else 8):
+            raise TypeError(f"`{name}` is {x!r}, of dtype {x.dtype}; {_NUMBERS}: convert it, e.g. by float().")
+        return x.item()
+    if isinstance(x, Number) and not isinstance(x, (float, complex)):  # a fraction
+        return float(x) if isinstance(x, Real) else complex(x)  # type: ignore[call-overload]
+    return x
 
 
-def is_operator(x):
-    """True for SciPy's ``LinearOperator`` and what behaves like it."""
-    return hasattr(x, "matmat") and hasattr(x, "rmatmat") and hasattr(x, "shape")
+def as_coefficient(c, like, name="coefficient"):
+    """A number to multiply arrays of the library of ``like`` with: Python's, or an array of that library."""
+    c = as_number(c, name)
+    if not is_array_api_obj(c) or namespace_of(c) is namespace_of(like):
+        return c
+    if is_traced(c) or getattr(c, "requires_grad", False):
+        raise TypeError(
+            f"`{name}` is a number that {library_of(c)} traces, the matrix is of {library_of(like)}: convert its "
+            f"factors to arrays of {library_of(c)}."
+        )
+    return as_number(c.item() if hasattr(c, "item") else float(c), name)
+
+
+def library_of(x):
+    """The name of the array library."""
+    return type(x).__module__.partition(".")[0].removesuffix("lib")  # JAX's arrays are of jaxlib
+
+
+def is_complex(c):
+    """True for a complex number or array."""
+    return isinstance(c, complex) or (is_array_api_obj(c) and "complex" in str(c.dtype))
 
 
 def is_traced(x):
-    """True inside ``jax.jit`` and its like, where an array has no values yet and checks on values are skipped."""
+    """True where an array has no values yet, and checks on values are skipped.
+
+    That is inside ``jax.jit`` and its like, inside ``torch.compile`` and ``torch.func``, and for PyTorch's tensors that
+    are meta or fake.
+    """
+    module = type(x).__module__
+    return _is_jax_tracer(x) if module.startswith("jax") else module.startswith("torch") and _is_torch_tracer(x)
+
+
+def _is_jax_tracer(x):
     kind = type(x)
     return kind.__module__.startswith("jax") and any(base.__name__ == "Tracer" for base in kind.__mro__)
+
+
+def _is_torch_tracer(x):
+    import torch
+
+    if torch.compiler.is_compiling() or x.is_meta or type(x).__name__ == "FakeTensor":
+        return True
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def computing_dtype(xp, dtype):
@@ -126,6 +212,8 @@ def frobenius(x):
 def column_sizes(x):
     """Largest modulus of each column, kept as a row; 1 where all is zero."""
     xp = namespace_of(x)
+    if x.shape[-2] == 0:
+        return xp.abs(ones_like((*x.shape[:-2], 1, x.shape[-1]), x))
     largest = xp.max(xp.abs(x), axis=-2, keepdims=True)
     return xp.where(largest > 0, largest, xp.ones_like(largest))
 
@@ -133,6 +221,8 @@ def column_sizes(x):
 def scale_of(x):
     """Largest modulus over the last two axes, kept as 1 × 1 matrices; 1 where all is zero."""
     xp = namespace_of(x)
+    if 0 in x.shape[-2:]:
+        return xp.abs(ones_like((*x.shape[:-2], 1, 1), x))
     largest = xp.max(xp.abs(x), axis=(-2, -1), keepdims=True)
     return xp.where(largest > 0, largest, xp.ones_like(largest))
 
@@ -187,6 +277,11 @@ def zeros_like(shape, like):
     return namespace_of(like).zeros(shape, dtype=like.dtype, **_on_device_of(like))
 
 
+def ones_like(shape, like):
+    """Ones in the library and dtype of ``like``, on its device."""
+    return namespace_of(like).ones(shape, dtype=like.dtype, **_on_device_of(like))
+
+
 def normal(shape, like, rng):
     """Standard normal numbers in the library and dtype of ``like``, on its device, drawn from a NumPy generator."""
     draw = np.random.default_rng(rng).standard_normal(shape)
@@ -194,4 +289,4 @@ def normal(shape, like, rng):
 
 
 def _on_device_of(like):
-    return {} if is_traced(like) else {"device": like.device}  # a traced array is not yet anywhere
+    return {} if _is_jax_tracer(like) else {"device": like.device}  # what JAX traces is not yet anywhere

@@ -21,6 +21,8 @@ def by_kernels(problems, iters, start, method):
     iters, start, method
         As for ``lorsum``.
     """
+    if type(problems[0][1].U) is not np.ndarray:
+        return None
     terms, dense, starts, weights = _one(*problems[0][:2]) if len(problems) == 1 else _together(problems)
     if len(dense) > 1 or (dense and (method == "coefficients" or type(dense[0]) is not np.ndarray)):
         return None

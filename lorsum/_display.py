@@ -3,7 +3,7 @@
 import math
 from html import escape
 
-from lorsum._arrays import is_operator
+from lorsum._operators import is_operator
 
 __all__ = ["dtype_name", "html_table", "shape_text", "sign_and_size", "storage_rows", "term_text", "text_table"]
 

@@ -17,17 +17,17 @@ def qr_half_step(W, V, T, S, U0, reg):
         xp = namespace_of(B)
         B = xp.where(lost, xp.zeros_like(B), B)
         T, S = _after(C, T), _after(C_inverse_T, S)
-        return xp.where(lost, U0 @ T.mT, W @ conj(B)), S, B, T
+        return xp.where(lost, U0 @ T.mT, W.dot(conj(B))), S, B, T
     B, B_reg, C, C_inverse_T, lost = _orthogonalised(V, reg)
     xp = namespace_of(B)
-    U = xp.where(lost, U0 @ C.mT, W @ conj(B) + reg**0.5 * (U0 @ conj(B_reg)))
+    U = xp.where(lost, U0 @ C.mT, W.dot(conj(B)) + reg**0.5 * (U0 @ conj(B_reg)))
     return U @ C_inverse_T, None, V, None
 
 
 def gram_half_step(W, V, T, S, U0, reg):
     """The same with the Gram matrix, as the paper and its Listing 1 solve it."""
     xp = namespace_of(V)
-    gram, right = V.mT @ conj(V), W @ conj(V)
+    gram, right = V.mT @ conj(V), W.dot(conj(V))
     if reg is not None:
         gram, right = gram + reg * eye_like(V.shape[-1], V), right + reg * U0
     return xp.linalg.solve(gram.mT, right.mT).mT, None, V, None

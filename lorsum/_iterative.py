@@ -8,7 +8,7 @@ from numpy.linalg import LinAlgError
 from lorsum._arrays import computing_dtype, conj, eps, frobenius, is_finite, namespace_of, normal
 from lorsum.lowrank import LowRank
 
-__all__ = ["computing_dtype_of", "krylov", "randomized", "subspace", "svd_of"]
+__all__ = ["krylov", "randomized", "subspace", "svd_of"]
 
 
 def randomized(A, rank, oversample, iters, rng):
@@ -37,7 +37,7 @@ def subspace(A, rank, oversample, iters, tol, rng):
 
 def krylov(A, rank, solver, iters, tol, rng):
     """What SciPy's solver finds, improved by one orthogonal iteration and checked."""
-    V = _svds(A, rank, solver, iters, tol, rng).astype(_product_dtype(A), copy=False)
+    V = _svds(A, rank, solver, iters, tol, rng).astype(computing_dtype(A.namespace, A.dtype), copy=False)
     if not is_finite(V):
         raise _no_convergence(solver, "it gave NaN")
     U, s, Vh = _from_range(A, _orthonormal(A @ V))
@@ -56,9 +56,9 @@ def _svds(A, rank, solver, iters, tol, rng):
     if solver == "propack":  # the size of its Krylov space, which SciPy makes too small for a small rank
         iters = min(m, n, iters or 10 * rank + 200)
     if solver == "lobpcg":  # asked for all digits of AᴴA it breaks down; and svds squares its `tol`
-        tol = max(tol, eps(np, computing_dtype_of(A)) ** 0.375)
+        tol = max(tol, eps(np, computing_dtype(A.namespace, A.dtype)) ** 0.375)
     operator = (A / size).as_linear_operator()
-    operator.dtype = _product_dtype(A)
+    operator.dtype = np.dtype(computing_dtype(A.namespace, A.dtype))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the result is checked
@@ -86,7 +86,7 @@ def _no_convergence(solver, reason):
 
 def _range(A, columns, iters, rng):
     """Orthonormal columns whose span comes near to that of A's leading left singular vectors."""
-    like = (A.arrays() or [np.empty(0, computing_dtype_of(A))])[0]
+    like = (A.arrays() or [np.empty(0, computing_dtype(A.namespace, A.dtype))])[0]
     columns = min(columns, *A.shape[-2:])
     Q = _orthonormal(A @ normal((*A.shape[:-2], A.shape[-1], columns), like, rng))
     for _ in range(iters):
@@ -109,10 +109,6 @@ def _orthonormal(X):
     return namespace_of(X).linalg.qr(X, mode="reduced")[0]
 
 
-def _product_dtype(A):
-    return np.result_type(computing_dtype_of(A), *A.coefficients)
-
-
 def svd_of(X):
     """The thin SVD of an array that came out of products with ``A``."""
     if not is_finite(X):
@@ -120,9 +116,3 @@ def svd_of(X):
             "`A` gives a NaN or an infinity in products: an operator does, or numbers overflow the dtype."
         )
     return namespace_of(X).linalg.svd(X, full_matrices=False)
-
-
-def computing_dtype_of(A):
-    """The dtype to compute in: floating-point also where an operator is of integers."""
-    xp = A.namespace
-    return xp.float64 if xp.isdtype(A.dtype, ("bool", "integral")) else computing_dtype(xp, A.dtype)

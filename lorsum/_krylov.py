@@ -21,12 +21,12 @@ def krylov(W, X0, iters, reg, start, half_step, observe):
     U = qr_half_step(W, X0.V, None, None, X0.U, None)[0]  # as in LoRSum, with its answer for zero columns
     for k in range(iters):
         Q, new = _extended(Q, U)
-        P = _beside(P, W.T @ conj(new))
+        P = _beside(P, W.T.dot(conj(new)))
         X = truncated_svd(LowRank._of(Q, P), X0.rank).to_lowrank()
         observe(k + 1, X)
         if k + 1 < iters:
             B, new = _extended(B, P[..., -new.shape[-1] :])
-            U = W @ conj(new)
+            U = W.dot(conj(new))
     return X
 
 

@@ -10,9 +10,9 @@ from lorsum.svd import truncated_svd
 __all__ = ["coefficients_cost_less", "compressed", "gram_matrices_cost_less", "prepared"]
 
 
-def prepared(target, init, iters, start, metric, method, oversample, rng):
+def prepared(target, init, dtype, iters, start, metric, method, oversample, rng):
     """The problem that is iterated on, its start, and what leads back from its solution, in this order."""
-    computing = computing_dtype(target.namespace, target.dtype)
+    computing = computing_dtype(target.namespace, dtype)
     W, X0 = target.astype(computing), init.astype(computing)
     undo: list[Callable] = []
     if metric is not None:

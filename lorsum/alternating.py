@@ -9,9 +9,11 @@ from numpy.linalg import LinAlgError
 from lorsum._arrays import (
     as_array,
     as_count,
+    as_float,
     as_number,
     as_rank,
     computing_dtype,
+    is_complex,
     is_finite,
     is_scalar,
     is_traced,
@@ -21,6 +23,7 @@ from lorsum._arrays import (
 from lorsum._by_kernels import by_kernels
 from lorsum._half_steps import gram_half_step, in_the_papers_gauge, qr_half_step, solved
 from lorsum._krylov import krylov
+from lorsum._operators import check_adjoints, is_operator
 from lorsum._preparation import prepared
 from lorsum.lowrank import LowRank, LowRankSum, as_sum, check_addable, require_finite, require_finite_coefficients
 
@@ -117,7 +120,7 @@ def lorsum(
     Returns
     -------
     LowRank
-        The approximation of ``init``'s rank, in ``target``'s dtype. Its factors are those of the formulas above.
+        The approximation of ``init``'s rank, in ``target``'s dtype (a complex ``init`` makes it complex). Its factors are those of the formulas above.
         Where λ = 0 leaves them free, and they are so badly conditioned that storing them would lose digits, the same
         matrix is returned with one factor orthonormal.
 
@@ -179,12 +182,16 @@ def lorsum(
     """
     target, init, reg = _checked(target, init, reg)
     iters, p = as_count(iters, "iters", least=0), as_count(oversample, "oversample", least=0)
-    as_rank(init.rank + p, init.shape, "init.rank + oversample" if p else "init.rank")
+    as_rank(init.rank, init.shape, "init.rank")
+    if p:
+        as_rank(init.rank + p, init.shape, "init.rank + oversample")
     if callback is not None and not callable(callback):
         raise TypeError(f"`callback` is a {type(callback).__name__}; a function of an Iterate is needed.")
     check_choices(start=start, method=method, solver=solver, gauge=gauge, accelerate=accelerate)
     if accelerate and (simultaneous or reg is not None):
         raise ValueError("`accelerate` is 'krylov', which needs `reg` = 0 and `simultaneous` = False.")
+    if accelerate and solver == "gram":
+        raise ValueError("`accelerate` is 'krylov', which orthogonalises, but `solver` is 'gram': use 'qr' or 'auto'.")
 
     balance = gauge == "balanced"
     for_kernels = solver == "auto" and iters > 0 and callback is None and not (simultaneous or accelerate)
@@ -195,12 +202,13 @@ def lorsum(
         if isinstance(init.U, np.ndarray):  # the kernels gave up: on what is dependent, or on what is not finite
             require_finite(target=target, init=as_sum(init))
 
-    W, X0, undo = prepared(target, init, iters, start, metric, method, p, rng)
+    dtype = result_dtype(target, init)
+    W, X0, undo = prepared(target, init, dtype, iters, start, metric, method, p, rng)
 
     def finish(X):
         for back in undo:
             X = back(X)
-        return (X.balanced() if balance else X).astype(target.dtype)
+        return (X.balanced() if balance else X).astype(dtype)
 
     half_step = gram_half_step if solver == "gram" else qr_half_step
     sweep = krylov if accelerate else _simultaneous if simultaneous else _alternating
@@ -356,7 +364,16 @@ def _checked(target, init, reg):
     else:
         check_init(init, sum_)
     require_finite_coefficients(target=sum_)
+    check_adjoints("target", filter(is_operator, sum_.terms))
     return sum_, init, _checked_reg(reg)
+
+
+def result_dtype(target, init):
+    """The target's dtype, of complex numbers also where the start alone is complex."""
+    xp = target.namespace
+    if xp.isdtype(init.dtype, "complex floating") and not xp.isdtype(target.dtype, "complex floating"):
+        return xp.result_type(target.dtype, xp.complex64)
+    return target.dtype
 
 
 def check_init(init, target):
@@ -375,12 +392,14 @@ def _checked_reg(reg):
         raise TypeError(f"`reg` is a {type(reg).__name__}; a number is needed.")
     if is_traced(reg):
         return reg
-    reg = as_number(reg)
-    if isinstance(reg, complex):
+    given, reg = reg, as_number(reg, "reg")
+    if is_complex(reg):
         raise TypeError(f"`reg` is {reg}; a real number is needed.")
-    reg = float(reg)
+    reg = as_float(reg)
     if not 0 <= reg < float("inf"):
         raise ValueError(f"`reg` is {reg}; it must be finite and at least 0.")
+    if reg and getattr(given, "requires_grad", False):
+        return given
     return reg or None
 
 

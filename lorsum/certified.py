@@ -4,10 +4,21 @@ from typing import NamedTuple
 
 from numpy.linalg import LinAlgError
 
-from lorsum._arrays import as_count, as_float, as_rank, computing_dtype, eps, frobenius, is_scalar, namespace_of
+from lorsum._arrays import (
+    as_count,
+    as_float,
+    as_number,
+    as_rank,
+    computing_dtype,
+    eps,
+    frobenius,
+    is_complex,
+    is_scalar,
+    namespace_of,
+)
 from lorsum._display import dtype_name
 from lorsum._preparation import compressed
-from lorsum.alternating import check_init, lorsum
+from lorsum.alternating import check_init, lorsum, result_dtype
 from lorsum.diagnostics import Gap, gap
 from lorsum.lowrank import LowRank, as_sum, require_finite
 
@@ -72,6 +83,8 @@ def lorsum_until(target, tol, *, init=None, max_iters=1000, accelerate=None, rng
     stands still above the tolerance gets a random direction added, by which it leaves.
 
     Tolerances below rounding cannot be certified, and are an error: relative to ‖W‖ the error is known to about R ε.
+    Where the optimum itself is zero to rounding in the target's dtype, as for a target of rank r, so must be the error;
+    the measured excess may be infinite then.
 
     Examples
     --------
@@ -87,7 +100,8 @@ def lorsum_until(target, tol, *, init=None, max_iters=1000, accelerate=None, rng
     init = target.terms[0] if init is None else init
     tol, max_iters = _checked(target, init, tol), as_count(max_iters, "max_iters", least=1)
 
-    computing = computing_dtype(target.namespace, target.dtype)
+    dtype = result_dtype(target, init)
+    computing = computing_dtype(target.namespace, dtype)
     W, X, expanded = compressed(target.astype(computing), init.astype(computing))
     core = W.to_dense()
     largest = _largest_error(core, X.rank, tol)
@@ -103,9 +117,11 @@ def lorsum_until(target, tol, *, init=None, max_iters=1000, accelerate=None, rng
             f"the error is {errors[-1]:.6g} after `max_iters` = {max_iters} iterations; `tol` asks for {largest:.6g}. "
             "Try `accelerate='krylov'` or truncated_svd, which is exact."
         )
-    X = expanded(X).astype(target.dtype)
+    X = expanded(X).astype(dtype) if done else init.astype(dtype)
     measured = gap(X, target)
-    if measured.excess > tol:
+    rounding = _rounding(core, eps(target.namespace, dtype))
+    as_good_as_exact = measured.optimal <= rounding and measured.error <= rounding
+    if measured.excess > tol and not as_good_as_exact:
         raise LinAlgError(
             f"rounding to {dtype_name(X)} leaves an excess of {measured.excess:.2g}, above `tol` = {tol}."
         )
@@ -116,8 +132,12 @@ def _largest_error(core, rank, tol):
     """(1 + tol) times the Eckart–Young optimum, and what rounding adds to any measured error."""
     xp = namespace_of(core)
     s = xp.linalg.svdvals(core)
-    rounding = 2 * max(core.shape) * eps(xp, core.dtype) * as_float(frobenius(core))
-    return (1 + tol) * as_float(frobenius(s[None, rank:])) + rounding
+    return (1 + tol) * as_float(frobenius(s[None, rank:])) + _rounding(core, eps(xp, core.dtype))
+
+
+def _rounding(core, unit):
+    """What rounding adds to a measured error, for numbers of that unit roundoff: a few of them also where R = 1."""
+    return 2 * (max(core.shape) + 8) * unit * as_float(frobenius(core))
 
 
 def _stands_still(errors):
@@ -132,8 +152,10 @@ def _checked(target, init, tol):
     check_init(init, target)
     as_rank(init.rank, init.shape, "init.rank")
     require_finite(target=target, init=as_sum(init))
-    if not is_scalar(tol):
-        raise TypeError(f"`tol` is {tol!r}; a number is needed.")
-    if not 0 <= float(tol) < float("inf"):
+    tol = as_number(tol, "tol") if is_scalar(tol) else tol
+    if not is_scalar(tol) or is_complex(tol):
+        raise TypeError(f"`tol` is {tol!r}; a real number is needed.")
+    number = float(tol)
+    if not 0 <= number < float("inf"):
         raise ValueError(f"`tol` is {tol}; a finite number of at least 0 is needed.")
-    return float(tol)
+    return number

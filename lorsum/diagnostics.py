@@ -6,17 +6,21 @@ from array_api_compat import is_jax_array
 
 from lorsum._arrays import (
     as_array,
+    as_count,
     as_float,
     as_rank,
     common_namespace,
     computing_dtype,
     conj,
     eps,
+    eye_like,
     frobenius,
     is_finite,
     namespace_of,
+    zeros_like,
 )
 from lorsum._display import html_table, text_table
+from lorsum._half_steps import column_space
 from lorsum.lowrank import as_sum, check_addable, require_finite
 from lorsum.svd import truncated_svd
 
@@ -78,6 +82,11 @@ def gap(approx, target, rank=None):
     dense or operator term is formed, of course. Optimality of W_r is the Eckart–Young–Mirsky theorem; where σ_r =
     σ_{r+1} it is not unique, and ``distance`` is to one of the best.
 
+    Floats carry no gradient. Inside of ``jax.jit``, ``torch.compile`` and ``torch.func`` the numbers stay arrays, checks on
+    values are skipped, and derivatives are those of the QR: they exist where the stacked factors of W and X are fewer
+    than the dimensions and independent, which an X in the span of W is not. Elsewhere differentiate ``(W -
+    X).to_dense()``.
+
     Examples
     --------
     >>> import numpy as np
@@ -90,7 +99,7 @@ def gap(approx, target, rank=None):
     if approx.shape != target.shape:
         raise ValueError(f"`approx` has shape {approx.shape} and `target` {target.shape}: they must be equal.")
     check_addable(target, approx)
-    rank = as_rank(approx.rank if rank is None else rank, target.shape)
+    rank = as_rank(approx.rank, target.shape, "approx.rank") if rank is None else as_rank(rank, target.shape)
     require_finite(target=target, approx=approx)
 
     W, X = _cores(_in_double(target), _in_double(approx))
@@ -117,12 +126,13 @@ def principal_angles(A, B):
     Parameters
     ----------
     A, B : array, shape (..., n, p) and (..., n, q)
-        With independent columns.
+        Columns that span the subspaces. They may be dependent, or zero, to rounding.
 
     Returns
     -------
     array, shape (..., min(p, q))
-        Angles in radians, descending, between 0 and π/2.
+        Angles in radians, descending, between 0 and π/2. Directions that dependent columns leave out are π/2 away: the
+        dimensions are taken to be p and q.
 
     Raises
     ------
@@ -147,7 +157,8 @@ def principal_angles(A, B):
     """
     A, B = as_array(A, "A"), as_array(B, "B")
     xp = common_namespace(A=A, B=B)
-    A, B = (xp.astype(X, computing_dtype(xp, X.dtype)) for X in (A, B))
+    dtype = computing_dtype(xp, xp.result_type(A.dtype, B.dtype))
+    A, B = (xp.astype(X, dtype, copy=False) for X in (A, B))
     if A.shape[-2] != B.shape[-2]:
         raise ValueError(f"`A` has columns of length {A.shape[-2]} and `B` {B.shape[-2]}: they must be equal.")
     for name, array in (("A", A), ("B", B)):
@@ -155,10 +166,15 @@ def principal_angles(A, B):
             raise ValueError(f"`{name}` has a NaN or an infinity.")
     if A.shape[-1] < B.shape[-1]:
         A, B = B, A
-    A, B = xp.linalg.qr(A, mode="reduced")[0], xp.linalg.qr(B, mode="reduced")[0]
+    if B.shape[-1] == 0:
+        return zeros_like((*B.shape[:-2], 0), xp.abs(B))
+    A, B = column_space(A), column_space(B)
     inner = conj(A).mT @ B
     cosines = xp.linalg.svdvals(inner)
-    sines = xp.flip(xp.linalg.svdvals(B - A @ inner), axis=-1)
+    # A direction that B lacks is a zero column here, and at a right angle: one more row says so to the sines
+    lacking = xp.all(B == 0, axis=-2, keepdims=True)
+    beside = xp.astype(lacking, B.dtype) * eye_like(B.shape[-1], B)
+    sines = xp.flip(xp.linalg.svdvals(xp.concat([B - A @ inner, beside], axis=-2)), axis=-1)
     angles = xp.where(cosines**2 < 0.5, xp.acos(xp.clip(cosines, max=1.0)), xp.asin(xp.clip(sines, max=1.0)))
     return xp.flip(angles, axis=-1)
 
@@ -182,7 +198,8 @@ class History:
         As in :class:`Gap`.
     angle : list of float
         Largest principal angle, in radians, between the iterate's and the optimal subspace, the worse of left and
-        right.
+        right. An iterate that lacks a direction, such as a zero factor of LoRA, is π/2 away; where the target has fewer
+        directions than the rank, those it has are looked for.
     condition : list of float
         2-norm condition number of the factors, the worse of the two.
     passes : list of int
@@ -205,7 +222,7 @@ class History:
     columns = ("iteration", "error", "optimal", "excess", "distance", "angle", "condition", "passes")
 
     def __init__(self, rank=None):
-        self.rank = rank
+        self.rank = None if rank is None else as_count(rank, "rank", least=1)
         self._start()
 
     def _start(self):
@@ -232,7 +249,8 @@ class History:
             self._target, self._best = target, truncated_svd(_in_double(target), rank)
         U, V = _in_double(as_sum(X)).terms[0]
         measured = gap(X, target, rank)
-        angles = [_largest_angle(self._best.U, U), _largest_angle(self._best.Vh.mT, V)]
+        present = _above_rounding(self._best.s, target.shape)
+        angles = [_largest_angle(best[:, :present], X) for best, X in ((self._best.U, U), (self._best.Vh.mT, V))]
         values = {
             "iteration": iterate.iteration,
             **measured._asdict(),
@@ -327,8 +345,13 @@ def _plain(x):
     return as_float(x) if x.ndim == 0 else x
 
 
+def _above_rounding(s, shape):
+    """How many singular values of a matrix of that shape are not zero to rounding."""
+    return sum(value > max(shape) * eps(namespace_of(s), s.dtype) * as_float(s[0]) for value in map(as_float, s))
+
+
 def _largest_angle(A, B):
-    return as_float(principal_angles(A, B)[0])
+    return as_float(principal_angles(A, B)[0]) if A.shape[-1] else 0.0
 
 
 def _condition(A):

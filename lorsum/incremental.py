@@ -38,7 +38,8 @@ class IncrementalSVD:
     Attributes
     ----------
     U, s, Vh : array
-        The SVD of the present matrix. Changes replace these arrays and never write into them.
+        The SVD of the present matrix, each time in arrays of their own: to write into them changes nothing here, nor
+        does what becomes of the arrays that were given.
     max_rank : int or None
         As given; it may be set at any time and holds from the next change on.
 
@@ -91,12 +92,12 @@ class IncrementalSVD:
         xp = common_namespace(U=U, s=s, Vh=Vh)
         _check_svd(U, s, Vh)
         dtype = computing_dtype(xp, xp.result_type(U.dtype, s.dtype, Vh.dtype))
-        U, Vh = xp.astype(U, dtype, copy=False), xp.astype(Vh, dtype, copy=False)
-        self.U: Any
-        self.s: Any
-        self.Vh: Any
+        U, Vh = xp.astype(U, dtype), xp.astype(Vh, dtype)
+        self._U: Any
+        self._s: Any
+        self._V: Any
         self.max_rank = max_rank
-        self._become(U, xp.astype(s, _real_dtype(U), copy=False), conj(Vh).mT)
+        self._become(U, xp.astype(s, _real_dtype(U)), conj(Vh).mT)
 
     @classmethod
     def zeros(cls, shape, *, dtype=np.float64, max_rank=None):
@@ -151,19 +152,34 @@ class IncrementalSVD:
         return cls(*truncated_svd(A, rank, rtol=rtol, **options), max_rank=max_rank)
 
     @property
+    def U(self):
+        """Left singular vectors, as columns."""
+        return _copy(self._U)
+
+    @property
+    def s(self):
+        """Singular values, descending."""
+        return _copy(self._s)
+
+    @property
+    def Vh(self):
+        """Right singular vectors, conjugated, as rows."""
+        return conj(_copy(self._V)).mT
+
+    @property
     def shape(self):
         """Shape of the matrix, ``(m, n)``."""
-        return self.U.shape[0], self.Vh.shape[1]
+        return self._U.shape[0], self._V.shape[0]
 
     @property
     def rank(self):
         """Number of singular values, r."""
-        return self.s.shape[0]
+        return self._s.shape[0]
 
     @property
     def dtype(self):
         """Dtype of the vectors."""
-        return self.U.dtype
+        return self._U.dtype
 
     @property
     def max_rank(self):
@@ -207,7 +223,7 @@ class IncrementalSVD:
         A, B = self._block(A, "A", m), self._block(B, "B", n)
         if A.shape[1] != B.shape[1]:
             raise ValueError(f"`A` has {A.shape[1]} columns and `B` {B.shape[1]}: they must be equal.")
-        return self._become(*added(self.U, self.s, self._V, A, conj(B)))
+        return self._become(*added(self._U, self._s, self._V, A, conj(B)))
 
     def append_rows(self, R):
         """Append rows below the matrix.
@@ -223,8 +239,8 @@ class IncrementalSVD:
             Itself, of rank at most r + p.
         """
         R = self._block(R, "R", self.shape[1], rows=True)
-        U, new = padded(self.U, R.shape[1])
-        return self._become(*added(U, self.s, self._V, new, conj(R)))
+        U, new = padded(self._U, R.shape[1])
+        return self._become(*added(U, self._s, self._V, new, conj(R)))
 
     def append_columns(self, C):
         """Append columns to the right of the matrix.
@@ -241,7 +257,7 @@ class IncrementalSVD:
         """
         C = self._block(C, "C", self.shape[0])
         V, new = padded(self._V, C.shape[1])
-        return self._become(*added(self.U, self.s, V, C, new))
+        return self._become(*added(self._U, self._s, V, C, new))
 
     def remove_rows(self, indices):
         """Remove rows.
@@ -256,7 +272,7 @@ class IncrementalSVD:
         IncrementalSVD
             Itself.
         """
-        return self._become(*recompressed(_without(self.U, indices), self.s, self._V))
+        return self._become(*recompressed(_without(self._U, indices), self._s, self._V))
 
     def remove_columns(self, indices):
         """Remove columns.
@@ -271,7 +287,7 @@ class IncrementalSVD:
         IncrementalSVD
             Itself.
         """
-        return self._become(*recompressed(self.U, self.s, _without(self._V, indices)))
+        return self._become(*recompressed(self._U, self._s, _without(self._V, indices)))
 
     def truncate(self, rank=None, *, rtol=None):
         """Keep the best approximation of lower rank.
@@ -295,35 +311,31 @@ class IncrementalSVD:
         """
         if (rank is None) == (rtol is None):
             raise ValueError(f"`rank` is {rank} and `rtol` {rtol}: exactly one of the two is needed.")
-        r = rank_for(self.s, as_tolerance(rtol, "rtol")) if rank is None else as_count(rank, "rank", least=1)
+        r = rank_for(self._s, as_tolerance(rtol, "rtol")) if rank is None else as_count(rank, "rank", least=1)
         r = min(r, self.rank)
-        self.U, self.s, self.Vh = self.U[:, :r], self.s[:r], self.Vh[:r, :]
+        self._U, self._s, self._V = self._U[:, :r], self._s[:r], self._V[:, :r]
         return self
 
     def to_lowrank(self):
         """The matrix as a :class:`lorsum.LowRank` with the balanced factors U√s and V√s."""
-        return TruncatedSVD(self.U, self.s, self.Vh).to_lowrank()
+        return TruncatedSVD(self._U, self._s, conj(self._V).mT).to_lowrank()
 
     def __repr__(self):
         limit = "" if self.max_rank is None else f", max_rank {self.max_rank}"
         return f"IncrementalSVD({shape_text(self)}, rank {self.rank}{limit}, {dtype_name(self)})"
-
-    @property
-    def _V(self):
-        return conj(self.Vh).mT
 
     def _become(self, U, s, V):
         """Take over a new SVD, truncated and with orthonormal vectors."""
         if not (orthonormal_to_rounding(U) and orthonormal_to_rounding(V)):
             U, s, V = recompressed(U, s, V)
         r = min(s.shape[0], self.max_rank or s.shape[0])
-        self.U, self.s, self.Vh = U[:, :r], s[:r], conj(V[:, :r]).mT
+        self._U, self._s, self._V = U[:, :r], s[:r], V[:, :r]
         return self
 
     def _block(self, x, name, length, *, rows=False):
         """``x`` as columns of that length."""
         x = as_array(x, name, ndim=1)
-        xp = common_namespace(**{"U": self.U, name: x})
+        xp = common_namespace(**{"U": self._U, name: x})
         columns = x[:, None] if x.ndim == 1 else x.mT if rows else x
         if x.ndim > 2 or columns.shape[0] != length:
             needed = f"(p, {length})" if rows else f"({length}, k)"
@@ -349,6 +361,10 @@ def _without(Q, indices):
     xp = namespace_of(Q)
     left = np.setdiff1d(np.arange(size), removed)
     return xp.take(Q, xp.asarray(left, device=Q.device), axis=0)
+
+
+def _copy(x):
+    return namespace_of(x).asarray(x, copy=True)
 
 
 def _real_dtype(x):

@@ -1,6 +1,5 @@
 """Floor 1, the nouns: a low-rank matrix, and a sum of them that is never formed."""
 
-import cmath
 from typing import Any
 
 import numpy as np
@@ -9,21 +8,21 @@ from array_api_compat import is_array_api_obj
 from lorsum import _compiled as compiled
 from lorsum._arrays import (
     as_array,
-    as_number,
+    as_coefficient,
     column_sizes,
     common_namespace,
     computing_dtype,
     eps,
     frobenius,
+    is_complex,
     is_finite,
-    is_operator,
     is_scalar,
-    is_traced,
     namespace_of,
     scale_of,
     zeros_like,
 )
 from lorsum._display import dtype_name, html_table, shape_text, sign_and_size, storage_rows, term_text
+from lorsum._operators import as_operator, dense_of, floating_dtype, is_operator, is_sparse, operator_times
 
 __all__ = ["LowRank", "LowRankSum", "as_sum", "check_addable", "require_finite", "require_finite_coefficients"]
 
@@ -39,8 +38,16 @@ class _Linear:
     dtype: Any
     T: Any
     _times: Any
-    __array_ufunc__ = None  # NumPy hands `2.0 * W` and `D + W` over to the methods below
+    # NumPy hands `2.0 * W` and `D + W` over to the methods below, pandas too
+    __array_ufunc__ = None
     __array_priority__ = 1000
+    __pandas_priority__ = 10_000
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError(
+            f"{self!r} is no array, and is not formed by itself: use its operators and methods, `.to_dense()`, or "
+            "`(W.T @ A.T).T` for the product of a sparse matrix or an operator A with a low-rank matrix W."
+        )
 
     def __add__(self, other):
         return self._plus(other, 1)
@@ -65,13 +72,16 @@ class _Linear:
     def __mul__(self, scalar):
         if not is_scalar(scalar):
             return NotImplemented
-        sum_, scalar = as_sum(self), as_number(scalar)
+        sum_ = as_sum(self)
+        scalar = as_coefficient(scalar, _an_array(sum_))
         return LowRankSum._of(sum_.terms, tuple(scalar * c for c in sum_.coefficients))
 
     __rmul__ = __mul__
 
     def __truediv__(self, scalar):
-        return self * (1 / as_number(scalar)) if is_scalar(scalar) else NotImplemented
+        if not is_scalar(scalar):
+            return NotImplemented
+        return self * (1 / as_coefficient(scalar, _an_array(as_sum(self)), "divisor"))
 
     def _plus(self, other, sign):
         left, right = as_sum(self), as_sum(other)
@@ -82,21 +92,46 @@ class _Linear:
         return LowRankSum._of(left.terms + right.terms, left.coefficients + coefficients)
 
     def __matmul__(self, other):
-        if isinstance(other, LowRank):
-            _check_inner(self, other)
-            return LowRank._of(self @ other.U, other.V)
-        if not is_array_api_obj(other) or other.ndim == 0:
-            return NotImplemented
-        _check_inner(self, other)
-        if other.ndim == 1:
-            return self._times(other[:, None])[..., 0]
-        return self._times(other)
+        return self.dot(other) if _is_factor(other) else NotImplemented
 
     def __rmatmul__(self, other):
-        if not is_array_api_obj(other) or other.ndim == 0:
+        if not _is_factor(other):
             return NotImplemented
-        product = self.T @ (other if other.ndim == 1 else other.mT)
+        if is_operator(other) or (is_sparse(other) and other.ndim == 2):
+            return as_sum(other, "left").dot(self)
+        other = _as_factor(other)
+        product = self.T.dot(other if other.ndim == 1 else other.mT)
         return product if other.ndim == 1 else product.mT
+
+    def dot(self, other):
+        """The product ``self @ other``, also inside of ``torch.compile``, which cannot follow that operator.
+
+        Parameters
+        ----------
+        other : array, LowRank, LowRankSum, LinearOperator or sparse matrix
+            What to multiply by; an array of shape (..., n, k) or (n,).
+
+        Returns
+        -------
+        array, LowRank or LowRankSum
+            An array where ``other`` is one; else what is not formed either, of low rank where one of the two is.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> W = LowRank(np.ones((4, 1)), np.ones((3, 1)))
+        >>> W.dot(np.eye(3)).shape, W.dot(W.T)
+        ((4, 3), LowRank(4 × 4, rank 1, float64))
+        """
+        if not _is_factor(other):
+            raise TypeError(f"`other` is a {type(other).__name__}; an array or a matrix is needed.")
+        other = _as_factor(other)
+        _check_inner(self, other)
+        if not is_array_api_obj(other):
+            return _product(self, other)
+        if other.ndim == 1:
+            return _times_in_common_dtype(self, other[:, None])[..., 0]
+        return _times_in_common_dtype(self, other)
 
     def as_linear_operator(self):
         """The matrix as a SciPy ``LinearOperator``, for NumPy arrays without batch dimensions; nothing is formed.
@@ -224,7 +259,11 @@ class LowRank(_Linear):
 
     def to_dense(self):
         """The matrix as an array of shape (..., m, n)."""
-        return self.U @ self.V.mT
+        xp = namespace_of(self.U)
+        dtype = computing_dtype(xp, self.dtype)
+        if dtype == self.dtype:
+            return self.U @ self.V.mT
+        return xp.astype(xp.astype(self.U, dtype) @ xp.astype(self.V, dtype).mT, self.dtype)
 
     def astype(self, dtype):
         """The same with factors in ``dtype``; itself where nothing changes."""
@@ -303,7 +342,8 @@ class LowRankSum(_Linear):
     Parameters
     ----------
     terms : sequence
-        The Aᵢ: each a :class:`LowRank`, a dense array of shape (..., m, n), or a SciPy ``LinearOperator`` (NumPy only).
+        The Aᵢ: each a :class:`LowRank`, a dense array of shape (..., m, n), or a SciPy ``LinearOperator`` or sparse
+        matrix (NumPy only).
     coefficients : sequence of numbers, optional
         The cᵢ; default: all 1.
 
@@ -332,9 +372,9 @@ class LowRankSum(_Linear):
             raise ValueError("`terms` is empty; a sum needs at least one matrix.")
         if len(terms) != len(coefficients):
             raise ValueError(f"`coefficients` has {len(coefficients)} numbers for {len(terms)} `terms`.")
-        sums = [as_sum(term) for term in terms]
+        sums = [as_sum(term, f"terms[{i}]") for i, term in enumerate(terms)]
         for i, (sum_, c) in enumerate(zip(sums, coefficients, strict=True)):
-            if sum_ is None or (isinstance(terms[i], LowRankSum)):
+            if isinstance(terms[i], LowRankSum):
                 raise TypeError(
                     f"`terms[{i}]` is a {type(terms[i]).__name__}; a LowRank, an array or a LinearOperator is needed."
                 )
@@ -342,7 +382,8 @@ class LowRankSum(_Linear):
                 raise TypeError(f"`coefficients[{i}]` is a {type(c).__name__}; a number is needed.")
             check_addable(sums[0], sum_)
         self.terms = tuple(sum_.terms[0] for sum_ in sums)
-        self.coefficients = tuple(map(as_number, coefficients))
+        like = _an_array(sums[0])
+        self.coefficients = tuple(as_coefficient(c, like, f"coefficients[{i}]") for i, c in enumerate(coefficients))
 
     @classmethod
     def _of(cls, terms, coefficients):
@@ -392,13 +433,13 @@ class LowRankSum(_Linear):
 
     @property
     def dtype(self):
-        """Dtype that the terms promote to."""
-        dtypes = {term.dtype for term in self.terms}
-        dtype = dtypes.pop() if len(dtypes) == 1 else self.namespace.result_type(*dtypes)
-        if any(isinstance(c, complex) for c in self.coefficients):
-            xp = self.namespace
-            return xp.result_type(dtype, xp.complex64)
-        return dtype
+        """Floating-point dtype that the terms and complex coefficients promote to; Python's numbers keep precision."""
+        xp = self.namespace
+        dtypes = {floating_dtype(term) if is_operator(term) else term.dtype for term in self.terms} - {None}
+        dtype = dtypes.pop() if len(dtypes) == 1 else xp.result_type(*(dtypes or (xp.float64,)))
+        if xp.isdtype(dtype, ("bool", "integral")):  # of operators alone
+            dtype = xp.result_type(xp.float64)
+        return xp.result_type(dtype, xp.complex64) if any(map(is_complex, self.coefficients)) else dtype
 
     @property
     def T(self):
@@ -449,13 +490,12 @@ class LowRankSum(_Linear):
         return LowRankSum._of(tuple(map(cast, self.terms)), self.coefficients)
 
     def stacked(self):
-        """Factors (…, m, R) and (…, n, R) whose product is a sum of low-rank terms; the coefficients go to the left."""
-        pairs = list(zip(self.terms, self.coefficients, strict=True))
+        """Factors (…, m, R) and (…, n, R) whose product is a sum of low-rank terms."""
+        pairs = [_with_coefficient(A, c) for A, c in zip(self.terms, self.coefficients, strict=True)]
         if len(pairs) == 1:
-            ((term, c),) = pairs
-            return _scaled(term.U, c), term.V
-        xp = self.namespace
-        return xp.concat([_scaled(A.U, c) for A, c in pairs], axis=-1), xp.concat([A.V for A, _ in pairs], axis=-1)
+            return pairs[0]
+        concat = self.namespace.concat
+        return concat([U for U, _ in pairs], axis=-1), concat([V for _, V in pairs], axis=-1)
 
     def compressed(self):
         """Qu, C, Qv with the sum of low-rank terms equal to Qu C Qvᵀ: QR of the stacked factors, C at most R × R."""
@@ -474,11 +514,13 @@ class LowRankSum(_Linear):
 
     def to_dense(self):
         """The sum as an array of shape (..., m, n)."""
-        first, *others = zip(self.terms, self.coefficients, strict=True)
-        dense = _scaled(_dense(first[0]), first[1])
+        xp, dtype = self.namespace, self.dtype
+        computing = computing_dtype(xp, dtype)
+        first, *others = zip(self.astype(computing).terms, self.coefficients, strict=True)
+        dense = _dense(*first, computing)
         for term, c in others:
-            dense = dense + _scaled(_dense(term), c)
-        return dense
+            dense = dense + _dense(term, c, computing)
+        return dense if dense.dtype == dtype else xp.astype(dense, dtype)
 
     def norm(self):
         """Frobenius norm; from the R × R core of the stacked factors, R their rank, where all terms are low-rank."""
@@ -516,14 +558,22 @@ def as_sum(x, name=None):
     """``x`` as a sum; if it is no matrix, an error about the argument ``name``, or None where that is not given."""
     if isinstance(x, LowRankSum):
         return x
-    if isinstance(x, LowRank) or is_operator(x):
+    if isinstance(x, LowRank):
         return LowRankSum._of((x,), (1,))
-    if is_array_api_obj(x) and x.ndim >= 2:
+    if is_operator(x) or (is_sparse(x) and x.ndim == 2):
+        return LowRankSum._of((as_operator(x, name or "operator"),), (1,))
+    if _is_array_like(x) and x.ndim >= 2:
         return LowRankSum._of((as_array(x, name or "array"),), (1,))
     if name is None:
         return None
     kinds = "a LowRank, a LowRankSum, an array or a LinearOperator"
-    raise TypeError(f"`{name}` is a {type(x).__name__}; {kinds} is needed.")
+    shape = f" of shape {tuple(x.shape)}" if _is_array_like(x) else ""
+    raise TypeError(f"`{name}` is a {type(x).__name__}{shape}; {kinds} is needed.")
+
+
+def _is_array_like(x):
+    """True for an array of any library, and for tables that NumPy makes arrays of."""
+    return is_array_api_obj(x) or (hasattr(x, "__array__") and hasattr(x, "ndim") and not isinstance(x, np.generic))
 
 
 def check_addable(left, right, names=("left", "right")):
@@ -551,7 +601,7 @@ def require_finite_coefficients(**sums):
     """An error that names the coefficient that is a NaN or an infinity, if there is one."""
     for argument, sum_ in sums.items():
         for i, c in enumerate(sum_.coefficients):
-            if not (cmath.isfinite(c) if type(c) in (int, float) else is_traced(c) or cmath.isfinite(c)):
+            if not (is_finite(c) if is_array_api_obj(c) else c - c == 0):  # ∞ − ∞ is a NaN
                 raise ValueError(f"`{argument}` has the coefficient {c} at its term {i}; a finite number is needed.")
 
 
@@ -572,31 +622,103 @@ def _padded(factor, rank):
     return namespace_of(factor).concat([factor, zeros_like((*factor.shape[:-1], missing), factor)], axis=-1)
 
 
+def _is_factor(x):
+    """True for what a matrix may be multiplied by."""
+    return isinstance(x, _Linear) or is_operator(x) or is_sparse(x) or (_is_array_like(x) and x.ndim > 0)
+
+
+def _as_factor(x):
+    """The same as it is computed with: a matrix that is not formed, or an array."""
+    if isinstance(x, _Linear) or is_operator(x) or (is_sparse(x) and x.ndim == 2):
+        return x
+    return as_array(x.toarray() if is_sparse(x) else x, "operand", ndim=1)
+
+
 def _check_inner(left, right):
-    if is_array_api_obj(right):
-        common_namespace(left=_an_array(as_sum(left)), right=right)
+    if is_array_api_obj(right) or isinstance(right, _Linear):
+        array = right if is_array_api_obj(right) else _an_array(as_sum(right))
+        common_namespace(left=_an_array(as_sum(left)), right=array)
     rows = right.shape[0] if len(right.shape) == 1 else right.shape[-2]
     if left.shape[-1] != rows:
         raise ValueError(f"`@` of shapes {tuple(left.shape)} and {tuple(right.shape)}: {left.shape[-1]} ≠ {rows}.")
 
 
+def _times_in_common_dtype(A, X):
+    """A X in the dtype that both promote to; half precision is computed in single."""
+    xp = namespace_of(X)
+    dtype = X.dtype if A.dtype == X.dtype else xp.result_type(A.dtype, X.dtype)
+    computing = computing_dtype(xp, dtype)
+    product = A.astype(computing)._times(X if X.dtype == computing else xp.astype(X, computing))
+    return product if product.dtype == dtype else xp.astype(product, dtype)
+
+
+def _product(A, B):
+    """A B, which is not formed either: of low rank where a factor is, else a sum."""
+    if isinstance(B, LowRank):
+        return _paired(A.dot(B.U), B.V)
+    if isinstance(A, LowRank):
+        return _paired(A.U, as_sum(B, "right").T.dot(A.V))
+    A, B = as_sum(A, "left"), as_sum(B, "right")
+    pairs = [
+        (_product_of_terms(left, right), c * d)
+        for right, d in zip(B.terms, B.coefficients, strict=True)
+        for left, c in zip(A.terms, A.coefficients, strict=True)
+    ]
+    return LowRankSum(*zip(*pairs, strict=True))
+
+
+def _product_of_terms(A, B):
+    if isinstance(A, LowRank) or isinstance(B, LowRank):
+        return _product(A if isinstance(A, LowRank) else as_sum(A), B)
+    if is_operator(A) and is_operator(B):
+        return A @ B
+    return as_sum(B).T._times(A.mT).mT if is_operator(B) else _times_in_common_dtype(as_sum(A), B)
+
+
+def _paired(U, V):
+    """The low-rank matrix of two factors, of which one may lack batch dimensions that the other has."""
+    xp, batch = namespace_of(U, V), max(U.shape[:-2], V.shape[:-2], key=len)
+    return LowRank(*(xp.broadcast_to(X, (*batch, *X.shape[-2:])) if X.shape[:-2] != batch else X for X in (U, V)))
+
+
 def _scaled(x, c):
-    return x if isinstance(c, (int, float)) and c == 1 else c * x
+    """c x; a coefficient that is out of the range of x's dtype, though the product may not be, in two steps."""
+    if not _is_extreme(c):
+        return x if type(c) in (int, float) and c == 1 else c * x
+    root = abs(c) ** 0.5
+    return (c / root) * (root * x)
+
+
+def _with_coefficient(A, c):
+    """Factors of c A: c goes to the left, or beside what takes U's columns out, where c U might leave the range."""
+    if not _is_extreme(c):
+        return _scaled(A.U, c), A.V
+    columns, rows = column_sizes(A.U), column_sizes(A.V)
+    if abs(c) > 1:
+        return A.U / columns, _scaled(A.V * columns, c)
+    first = namespace_of(columns).where(columns > rows, _scaled(columns, c), _scaled(rows, c))
+    second = namespace_of(columns).where(columns > rows, rows, columns)
+    return A.U / columns, (A.V / rows) * (first * second)
+
+
+def _is_extreme(c):
+    """True for a number whose product with another of single precision may leave its range, or be lost in it."""
+    return isinstance(c, (int, float, complex)) and c != 0 and not 1e-15 < abs(c) < 1e15 and c - c == 0
 
 
 def _term_times(term, c, X):
     """c A X; the coefficient multiplies the smallest array that it can."""
     if isinstance(term, LowRank):
-        return term.U @ _scaled(term.V.mT @ X, c)
-    return _scaled(term @ X, c)
+        if not _is_extreme(c):
+            return term.U @ _scaled(term.V.mT @ X, c)
+        U, V = _with_coefficient(term, c)
+        return U @ (V.mT @ X)
+    return _scaled(operator_times(term, X) if is_operator(term) else term @ X, c)
 
 
-def _dense(term):
+def _dense(term, c, dtype):
+    """c A as an array."""
     if isinstance(term, LowRank):
-        return term.to_dense()
-    if is_operator(term):
-        import numpy as np
-
-        m, n = term.shape
-        return term @ np.eye(n, dtype=term.dtype) if n <= m else (term.T @ np.eye(m, dtype=term.dtype)).T
-    return term
+        U, V = _with_coefficient(term, c)
+        return U @ V.mT
+    return _scaled(dense_of(term, dtype) if is_operator(term) else term, c)

@@ -7,12 +7,12 @@ from lorsum._arrays import (
     as_array,
     common_namespace,
     is_finite,
-    is_operator,
     is_scalar,
     is_traced,
     namespace_of,
     scale_of,
 )
+from lorsum._operators import is_operator
 from lorsum.lowrank import LowRank, LowRankSum
 
 __all__ = ["Damped", "Diagonal", "Root", "root_of", "whitened"]

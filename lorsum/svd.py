@@ -7,8 +7,9 @@ from array_api_compat import is_numpy_array
 from numpy.linalg import LinAlgError
 
 from lorsum import _compiled as compiled
-from lorsum._arrays import as_count, as_rank, is_operator, namespace_of, zeros_like
-from lorsum._iterative import computing_dtype_of, krylov, randomized, subspace, svd_of
+from lorsum._arrays import as_count, as_number, as_rank, computing_dtype, is_complex, is_scalar, namespace_of, zeros_like
+from lorsum._iterative import krylov, randomized, subspace, svd_of
+from lorsum._operators import check_adjoints, is_operator
 from lorsum.lowrank import LowRank, as_sum, require_finite, require_finite_coefficients
 
 __all__ = ["TruncatedSVD", "as_tolerance", "rank_for", "truncated_svd"]
@@ -16,6 +17,11 @@ __all__ = ["TruncatedSVD", "as_tolerance", "rank_for", "truncated_svd"]
 _EXACT = ("factored", "lapack")
 _KRYLOV = ("arpack", "propack", "lobpcg")
 _METHODS = ("auto", *_EXACT, *_KRYLOV, "randomized", "subspace")
+_HONOURED_BY = {
+    "tol": ("auto", *_KRYLOV, "subspace"),
+    "oversample": ("randomized", "subspace"),
+    "iters": ("auto", *_KRYLOV, "randomized", "subspace"),
+}
 _DEFAULT_ITERS = {"randomized": 2, "subspace": 1000, "lobpcg": 200}
 
 
@@ -43,7 +49,7 @@ class TruncatedSVD(NamedTuple):
         return LowRank._of(self.U * root, self.Vh.mT * root)
 
 
-def truncated_svd(A, rank=None, *, rtol=None, method="auto", tol=0.0, oversample=10, iters=None, rng=None):
+def truncated_svd(A, rank=None, *, rtol=None, method="auto", tol=0.0, oversample=None, iters=None, rng=None):
     """Best rank-r approximation of a matrix in the Frobenius and the spectral norm.
 
     Parameters
@@ -74,8 +80,8 @@ def truncated_svd(A, rank=None, *, rtol=None, method="auto", tol=0.0, oversample
     tol : float
         How well a result of the iterative methods but ``"randomized"`` has to converge: ‖A V − U diag(s)‖ ≤ tol σ₁.
         0 asks for rounding level, which ``"subspace"`` cannot know where the terms of a sum cancel: give it there.
-    oversample : int
-        ``"randomized"`` and ``"subspace"`` iterate on so many more columns than r.
+    oversample : int, optional
+        ``"randomized"`` and ``"subspace"`` iterate on so many more columns than r (default 10).
     iters : int, optional
         Power iterations of ``"randomized"`` (default 2), the largest number of iterations of ``"subspace"`` (1000),
         ``"lobpcg"`` (200) and ``"arpack"`` (SciPy's), or the largest Krylov space of ``"propack"`` (10 r + 200).
@@ -90,7 +96,8 @@ def truncated_svd(A, rank=None, *, rtol=None, method="auto", tol=0.0, oversample
     Raises
     ------
     ValueError
-        If an argument is out of range, the method does not fit ``A``, or ``A`` has a NaN or an infinity.
+        If an argument is out of range, the method does not fit ``A`` or has no use for an option that is given, or
+        ``A`` has a NaN or an infinity.
     TypeError
         If ``A`` is no matrix, or an argument is of the wrong kind.
     LinAlgError
@@ -134,7 +141,10 @@ def truncated_svd(A, rank=None, *, rtol=None, method="auto", tol=0.0, oversample
     """
     sum_ = as_sum(A, "A")
     rank, rtol = _checked_size(sum_, rank, rtol)
-    tol, oversample = as_tolerance(tol, "tol"), as_count(oversample, "oversample", least=0)
+    tol = as_tolerance(tol, "tol")
+    oversample = None if oversample is None else as_count(oversample, "oversample", least=0)
+    _check_honoured(method, tol=tol or None, oversample=oversample, iters=iters)
+    oversample = 10 if oversample is None else oversample
     method = _checked_method(sum_, method, rank)
     iters = (
         _DEFAULT_ITERS.get(method)
@@ -146,9 +156,11 @@ def truncated_svd(A, rank=None, *, rtol=None, method="auto", tol=0.0, oversample
         require_finite_coefficients(A=sum_)  # the factors are looked at where something is amiss
     else:
         require_finite(A=sum_)
-    _check_adjoints(sum_, method)
+    if method != "lapack" or sum_.shape[-2] < sum_.shape[-1]:
+        check_adjoints("A", filter(is_operator, sum_.terms))
 
-    W = sum_.astype(computing_dtype_of(sum_))
+    xp, dtype = sum_.namespace, sum_.dtype
+    W = sum_.astype(computing_dtype(xp, dtype))
     try:
         if method in _EXACT:
             U, s, Vh = (_factored if method == "factored" else _lapack)(W, rank, rtol)
@@ -162,7 +174,7 @@ def truncated_svd(A, rank=None, *, rtol=None, method="auto", tol=0.0, oversample
         if not type(error).__name__.endswith("LinAlgError"):  # torch has one of its own
             raise
         raise LinAlgError(str(error)) from error
-    return TruncatedSVD(_in_dtype(U, sum_.dtype), s, _in_dtype(Vh, sum_.dtype))
+    return TruncatedSVD(xp.astype(U, dtype, copy=False), s, xp.astype(Vh, dtype, copy=False))
 
 
 def _factored(A, rank, rtol):
@@ -182,10 +194,7 @@ def _compressed(A):
 
 
 def _lapack(A, rank, rtol):
-    dense = A.to_dense()
-    xp = namespace_of(dense)
-    dtype = xp.result_type(dense.dtype, computing_dtype_of(A))  # operators keep their own
-    U, s, Vh = svd_of(xp.astype(dense, dtype, copy=False))
+    U, s, Vh = svd_of(A.to_dense())
     r = rank or rank_for(s, rtol)
     return U[..., :r], s[..., :r], Vh[..., :r, :]
 
@@ -197,7 +206,7 @@ def rank_for(s, rtol):
     squares = (s / xp.where(largest > 0, largest, xp.ones_like(largest))) ** 2
     tails = xp.flip(xp.cumulative_sum(xp.flip(squares, axis=-1), axis=-1), axis=-1)  # with 0, 1, … values cut off
     needed = xp.sum(xp.astype(tails > rtol**2 * tails[..., :1], xp.int64), axis=-1)
-    return max(1, int(xp.max(needed)))
+    return max(1, int(xp.max(needed))) if 0 not in needed.shape else 1
 
 
 # --- at the door ---
@@ -213,13 +222,21 @@ def _checked_size(A, rank, rtol):
 
 def as_tolerance(value, name):
     """``value`` as a float t with 0 ≤ t < 1."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"`{name}` is {value!r}; a number is needed.") from None
+    value = as_number(value, name) if is_scalar(value) else value
+    if not is_scalar(value) or is_complex(value):
+        raise TypeError(f"`{name}` is {value!r}; a real number is needed.")
+    number = float(value)
     if not 0 <= number < 1:
         raise ValueError(f"`{name}` is {value!r}; 0 ≤ {name} < 1 is needed.")
     return number
+
+
+def _check_honoured(method, **options):
+    """An error for an option that the method has no use for."""
+    for name, value in options.items():
+        if value is not None and method in _METHODS and method not in _HONOURED_BY[name]:
+            others = ", ".join(map(repr, _HONOURED_BY[name]))
+            raise ValueError(f"`{name}` is {value}, of which `method` {method!r} makes no use: leave it out, or take {others}.")
 
 
 def _checked_rng(rng):
@@ -246,21 +263,11 @@ def _checked_method(A, method, rank):
     return method
 
 
-def _check_adjoints(A, method):
-    """An error if an operator lacks the products with its adjoint that the method needs."""
-    m, n = A.shape[-2:]
-    for operator in filter(is_operator, A.terms if method != "lapack" or m < n else ()):
-        try:
-            operator.rmatmat(np.zeros((m, 1)))
-        except (NotImplementedError, TypeError) as error:  # SciPy calls the None that it was given
-            raise ValueError("`A` has an operator without `rmatvec`, or one that fails: Aᴴ x is needed.") from error
-
-
 def _check_krylov(A, method, rank):
     if len(A.shape) > 2 or not all(map(is_numpy_array, A.arrays())):
         raise ValueError(f"`method` is {method!r}, which takes one NumPy matrix: use 'subspace' or 'randomized'.")
     m, n = A.shape
-    numbers = "complex" if np.result_type(A.dtype, *A.coefficients).kind == "c" else "real"
+    numbers = "complex" if A.dtype.kind == "c" else "real"
     most = min(m, n) - {"propack": 0, "lobpcg": 1, "arpack": 1 + (numbers == "complex")}[method]
     if rank > most:
         raise ValueError(
@@ -295,12 +302,3 @@ def _svd_flops(m, n):
 
 def _stacked_rank(A):
     return sum(term.rank for term in A.terms)
-
-
-def _in_dtype(x, dtype):
-    """``x`` in the dtype of ``A``, unless that cannot hold it: integer operators, complex coefficients."""
-    xp = namespace_of(x)
-    too_small = xp.isdtype(dtype, ("bool", "integral")) or (
-        xp.isdtype(x.dtype, "complex floating") and not xp.isdtype(dtype, "complex floating")
-    )
-    return x if too_small else xp.astype(x, dtype, copy=False)

@@ -778,6 +778,7 @@ def test_what_a_callback_raises_comes_through(error):
         ({"accelerate": "chebyshev"}, ValueError, "`accelerate` is 'chebyshev'"),
         ({"accelerate": "krylov", "reg": 1.0}, ValueError, "`accelerate` is 'krylov', which needs `reg` = 0"),
         ({"accelerate": "krylov", "simultaneous": True}, ValueError, "`accelerate` is 'krylov', which needs"),
+        ({"accelerate": "krylov", "solver": "gram"}, ValueError, "`accelerate` is 'krylov'.*but `solver` is 'gram'"),
         ({"oversample": -1}, ValueError, "`oversample` is -1"),
         ({"oversample": 0.5}, TypeError, "`oversample` is 0.5"),
         ({"oversample": 5}, ValueError, "`init.rank \\+ oversample` is 8, above min"),

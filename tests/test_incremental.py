@@ -347,6 +347,56 @@ def test_arrays_are_replaced_and_never_written_to():
         np.testing.assert_array_equal(x, copy)
 
 
+def test_no_array_is_shared_with_the_caller():
+    """Whatever becomes of arrays that were given or handed out, the SVD stays that of the matrix."""
+    A = np.random.default_rng(0).normal(size=(9, 7))
+    U, s, Vh = scipy.linalg.svd(A, full_matrices=False)
+    given_ = [np.asfortranarray(U), s.copy(), np.ascontiguousarray(Vh)]
+    svd = IncrementalSVD(*given_)
+    for x in given_:
+        x[...] = np.nan
+    assert_is_svd_of(svd, A)
+
+    left, right, rows, columns = (np.random.default_rng(k).normal(size=size) for k, size in enumerate([(9, 1), (7, 1), (2, 7), (11, 1)]))
+    A = np.vstack([A + left @ right.T, rows])
+    A = np.hstack([A, columns])
+    svd.update(left, right).append_rows(rows).append_columns(columns)
+    for x in (left, right, rows, columns):
+        x[...] = np.nan
+    assert_is_svd_of(svd, A)
+
+    before = svd.U, svd.s, svd.Vh
+    for x in before + tuple(svd.to_lowrank()):
+        x[...] = np.nan
+    assert_is_svd_of(svd, A)
+    assert_is_svd_of(svd.remove_columns([]).truncate(rtol=0.0), A)
+
+
+@pytest.mark.parametrize("kind", ["from_matrix", "zeros", "truncate"])
+def test_every_way_to_an_svd_has_arrays_of_its_own(kind):
+    A = np.random.default_rng(0).normal(size=(9, 7))
+    make = {
+        "from_matrix": lambda A: IncrementalSVD.from_matrix(A, 7),
+        "zeros": lambda A: IncrementalSVD.zeros((9, 7)).update(A, np.eye(7)),
+        "truncate": lambda A: IncrementalSVD.from_matrix(A, 7).truncate(7),
+    }[kind]
+    copy = A.copy()
+    svd = make(copy)
+    for x in (copy, svd.U, svd.s, svd.Vh):
+        x[...] = 0
+    assert_is_svd_of(svd, A)
+
+
+def test_torchs_arrays_are_not_shared_either():
+    torch = pytest.importorskip("torch")
+    U, s, Vh = torch.linalg.svd(torch.ones(4, 3, dtype=torch.float64), full_matrices=False)
+    given_ = U[:, :1].clone(), s[:1].clone(), Vh[:1].clone()
+    svd = IncrementalSVD(*given_)
+    for x in (*given_, svd.U, svd.s, svd.Vh):
+        x.zero_()
+    assert_is_svd_of(svd, np.ones((4, 3)))
+
+
 def test_a_refused_change_changes_nothing():
     svd, A = start(np.random.default_rng(0))
     for change in (

@@ -500,3 +500,24 @@ def test_all_singular_values_by_propack():
 
 def test_an_operator_without_adjoint_can_be_formed():
     np.testing.assert_allclose(truncated_svd(ONE_WAY, 2).s, scipy.linalg.svdvals(SMALL)[:2], rtol=10 * EPS)
+
+
+@pytest.mark.parametrize(
+    ("option", "methods"),
+    [
+        ({"iters": 3}, ("factored", "lapack")),
+        ({"tol": 1e-3}, ("factored", "lapack", "randomized")),
+        ({"oversample": 3}, ("auto", "factored", "lapack", "arpack", "propack", "lobpcg")),
+    ],
+    ids=str,
+)
+def test_options_that_a_method_has_no_use_for_are_refused(option, methods):
+    A = normal_lowrank(np.random.default_rng(0), 20, 15, 4)
+    ((name, value),) = option.items()
+    for method in ("auto", "factored", "lapack", "arpack", "propack", "lobpcg", "randomized", "subspace"):
+        if method in methods:
+            with pytest.raises(ValueError, match=f"`{name}` is {value}, of which `method` '{method}' makes no use"):
+                truncated_svd(A, 2, method=method, rng=0, **option)
+        else:
+            more = {"iters": 300} if option == {"iters": 3} and method != "randomized" else option
+            np.testing.assert_allclose(truncated_svd(A, 2, method=method, rng=0, **more).s, truncated_svd(A, 2).s, rtol=1e-2)
