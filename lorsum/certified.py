@@ -5,6 +5,7 @@ from typing import NamedTuple
 from numpy.linalg import LinAlgError
 
 from lorsum._arrays import as_count, as_float, as_rank, computing_dtype, eps, frobenius, is_scalar, namespace_of
+from lorsum._decompositions import svdvals
 from lorsum._display import dtype_name
 from lorsum._preparation import compressed
 from lorsum.alternating import check_init, lorsum
@@ -114,8 +115,7 @@ def lorsum_until(target, tol, *, init=None, max_iters=1000, accelerate=None, rng
 
 def _largest_error(core, rank, tol):
     """(1 + tol) times the Eckart–Young optimum, and what rounding adds to any measured error."""
-    xp = namespace_of(core)
-    s = xp.linalg.svdvals(core)
+    xp, s = namespace_of(core), svdvals(core)
     rounding = 2 * max(core.shape) * eps(xp, core.dtype) * as_float(frobenius(core))
     return (1 + tol) * as_float(frobenius(s[None, rank:])) + rounding
 

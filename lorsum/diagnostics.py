@@ -16,6 +16,7 @@ from lorsum._arrays import (
     is_finite,
     namespace_of,
 )
+from lorsum._decompositions import qr, svd, svdvals, triangle
 from lorsum._display import html_table, text_table
 from lorsum.lowrank import as_sum, check_addable, require_finite
 from lorsum.svd import truncated_svd
@@ -97,7 +98,7 @@ def gap(approx, target, rank=None):
     if not is_finite(W, X):
         raise OverflowError("`target` or `approx` overflows double precision; scale both down.")
     xp = namespace_of(W)
-    P, s, Zh = xp.linalg.svd(W, full_matrices=False)
+    P, s, Zh = svd(W)
     W_r = (P[..., :rank] * s[..., None, :rank]) @ Zh[..., :rank, :]
     error, optimal = frobenius(W - X), frobenius(s[..., None, rank:])
     best = frobenius(s[..., None, :rank])
@@ -155,10 +156,10 @@ def principal_angles(A, B):
             raise ValueError(f"`{name}` has a NaN or an infinity.")
     if A.shape[-1] < B.shape[-1]:
         A, B = B, A
-    A, B = xp.linalg.qr(A, mode="reduced")[0], xp.linalg.qr(B, mode="reduced")[0]
+    A, B = qr(A)[0], qr(B)[0]
     inner = conj(A).mT @ B
-    cosines = xp.linalg.svdvals(inner)
-    sines = xp.flip(xp.linalg.svdvals(B - A @ inner), axis=-1)
+    cosines = svdvals(inner)
+    sines = xp.flip(svdvals(B - A @ inner), axis=-1)
     angles = xp.where(cosines**2 < 0.5, xp.acos(xp.clip(cosines, max=1.0)), xp.asin(xp.clip(sines, max=1.0)))
     return xp.flip(angles, axis=-1)
 
@@ -309,8 +310,7 @@ def _cores(W, X):
     if not (W.is_factored and X.is_factored):
         return W.to_dense(), X.to_dense()
     U, V = (W + X).stacked()
-    xp = namespace_of(U)
-    Ru, Rv = xp.linalg.qr(U, mode="reduced")[1], xp.linalg.qr(V, mode="reduced")[1]
+    Ru, Rv = triangle(U), triangle(V)
     k = sum(term.rank for term in W.terms)
     return Ru[..., :k] @ Rv[..., :k].mT, Ru[..., k:] @ Rv[..., k:].mT
 
@@ -332,5 +332,5 @@ def _largest_angle(A, B):
 
 
 def _condition(A):
-    s = namespace_of(A).linalg.svdvals(A)
+    s = svdvals(A)
     return as_float(s[0] / s[-1]) if s[-1] > 0 else float("inf")
