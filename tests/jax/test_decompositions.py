@@ -1,5 +1,6 @@
-"""Decompositions of JAX arrays: their values and derivatives, and that nothing waits for ever on a CPU of few threads."""
+"""Decompositions of JAX arrays: values, derivatives, and that nothing waits for ever on a CPU of few threads."""
 
+import functools
 import os
 import re
 import subprocess
@@ -8,7 +9,6 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from lorsum import LowRank, gap, lorsum, optim, truncated_svd
@@ -68,11 +68,11 @@ VERBS = {
 
 
 def sizes_of_batches(function, *arguments):
-    """How many matrices the calls of LAPACK in a compiled program have."""
-    text = jax.jit(function).lower(*arguments).compile().as_text()
-    calls = re.findall(r"\w+\[([\d,]*)\][^\n]*custom_call_target=\"lapack_", text)
+    """How many matrices the calls of LAPACK in a program for a CPU have."""
+    text = jax.jit(function).lower(*arguments).as_text()
+    calls = re.findall(r"custom_call @lapack_[^\n]*? : \(tensor<([\dx]*)x[a-z]", text)
     assert calls
-    return {int(np.prod([int(d) for d in shape.split(",")[:-2] if d])) for shape in calls}
+    return {int(np.prod([int(d) for d in shape.split("x")[:-2]])) for shape in calls}
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -96,25 +96,23 @@ import jax, jax.numpy as jnp, lorsum.jax as lj
 from lorsum import LowRank
 from lorsum.jax._pytrees import Pair
 def normal(seed, *shape): return jax.random.normal(jax.random.key(seed), shape)
-params = [LowRank(normal(i, n, 8), normal(i + 1, 256, 8)) for n in (256, 384, 512) for i in range(12)]
+params = [LowRank(normal(i, n, 8), normal(i + 1, 256, 8)) for n in (256, 384) for i in range(12)]
 gradients = [Pair(normal(i, W.shape[0], 16), normal(i + 1, 256, 16)) for i, W in enumerate(params)]
 tx = lj.oplora(1e-2, momentum=0.9)
 state, update = tx.init(params), jax.jit(tx.update)
-for _ in range(3): updates, state = jax.block_until_ready(update(gradients, state, params))
+for _ in range(5): updates, state = jax.block_until_ready(update(gradients, state, params))
 """
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_steps_of_many_adapters_end_on_few_threads(threads):
+def test_steps_of_many_adapters_end_on_few_threads():
     """XLA takes as many threads as NPROC says."""
-    environment = os.environ | {"NPROC": str(threads), "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | {"NPROC": "2", "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", MANY_SHAPES], env=environment, timeout=120, check=True)
 
 
 # Values and derivatives
 
 
-MATRICES = [(5, 3), (3, 5), (4, 4), (2, 5, 3), (2, 3, 3, 5)]
 PLAIN = {
     "qr": (decompositions.qr, jnp.linalg.qr),
     "svd": (decompositions.svd, lambda A: jnp.linalg.svd(A, full_matrices=False)),
@@ -125,40 +123,43 @@ POSITIVE = {
     "cholesky": (decompositions.cholesky, jnp.linalg.cholesky),
     "solve": (lambda A: decompositions.solve(A, A[..., :2] + 1), lambda A: jnp.linalg.solve(A, A[..., :2] + 1)),
 }
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles in half the time
 
 
 def assert_same_with_derivatives(ours, theirs, A, dA):
-    for function in (lambda f: f(A), lambda f: jax.jvp(lambda A: jax.tree.leaves(f(A)), (A,), (dA,))):
-        for actual, expected in zip(*map(jax.tree.leaves, (function(ours), function(theirs))), strict=True):
-            np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-9)
+    def everything(function):
+        def total(A):
+            return sum(jnp.sum(jnp.abs(x) ** 3) for x in jax.tree.leaves(function(A)))
 
-    def total(f):
-        return lambda A: sum(jnp.sum(jnp.abs(x) ** 3) for x in jax.tree.leaves(f(A)))
+        return lambda A, dA: (jax.jvp(lambda A: jax.tree.leaves(function(A)), (A,), (dA,)), jax.grad(total)(A))
 
-    np.testing.assert_allclose(jax.grad(total(ours))(A), jax.grad(total(theirs))(A), rtol=1e-8, atol=1e-8)
+    results = jit(lambda A, dA: (everything(ours)(A, dA), everything(theirs)(A, dA)))(A, dA)
+    for actual, expected in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("is_complex", [False, True])
-@pytest.mark.parametrize("shape", MATRICES, ids=str)
+@pytest.mark.parametrize("dtype", [float, complex])
+@pytest.mark.parametrize("shape", [(5, 3), (2, 3, 5)], ids=str)
 @pytest.mark.parametrize("name", PLAIN)
-def test_decompositions_are_those_of_jax(name, shape, is_complex, double):
-    A, dA = (normal(i, *shape) + 1j * is_complex * normal(9 + i, *shape) for i in (0, 1))
-    A, dA = (A, dA) if is_complex else (A.real, dA.real)
-    assert_same_with_derivatives(*PLAIN[name], A, dA)
+def test_decompositions_are_those_of_jax(name, shape, dtype, double):
+    assert_same_with_derivatives(*PLAIN[name], *(random(seed, dtype, *shape) for seed in (0, 1)))
 
 
-@pytest.mark.parametrize("is_complex", [False, True])
+@pytest.mark.parametrize("dtype", [float, complex])
 @pytest.mark.parametrize("name", POSITIVE)
-def test_those_of_positive_matrices_are_those_of_jax(name, is_complex, double):
-    A, dA = (normal(i, 2, 4, 4) + 1j * is_complex * normal(9 + i, 2, 4, 4) for i in (0, 1))
-    A, dA = A @ A.conj().mT + jnp.eye(4), dA + dA.conj().mT
-    assert_same_with_derivatives(*POSITIVE[name], *((A, dA) if is_complex else (A.real, dA.real)))
+def test_those_of_positive_matrices_are_those_of_jax(name, dtype, double):
+    A, dA = (random(seed, dtype, 2, 4, 4) for seed in (0, 1))
+    assert_same_with_derivatives(*POSITIVE[name], A @ A.conj().mT + jnp.eye(4), dA + dA.conj().mT)
+
+
+def random(seed, dtype, *shape):
+    return normal(seed, *shape).astype(dtype) + (1j * normal(seed + 9, *shape) if dtype is complex else 0)
 
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_derivatives_are_finite_where_columns_depend(name):
     for A in (jnp.zeros((5, 3)), jnp.ones((5, 3)), jnp.eye(5, 3), jnp.ones((3, 5))):
-        total = jax.grad(lambda A: sum(jnp.sum(x) for x in jax.tree.leaves(PLAIN[name][0](A))))(A)
+        total = jit(jax.grad(lambda A: sum(jnp.sum(x) for x in jax.tree.leaves(PLAIN[name][0](A)))))(A)
         assert np.isfinite(total).all()
 
 
