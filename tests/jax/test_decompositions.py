@@ -32,7 +32,7 @@ def adapter(seed, *shape, rank=3):
 
 
 def pair_of(seed, m, n, rows):
-    return lj._pytrees.Pair(normal(seed, m, rows), normal(seed + 1, n, rows))
+    return lj.Pair(normal(seed, m, rows), normal(seed + 1, n, rows))
 
 
 # No call of LAPACK has a batch
