@@ -35,6 +35,7 @@ from lorsum.jax._pytrees import Pair, register
 
 register()
 
+from lorsum.jax._serialization import register_with_export, register_with_flax  # noqa: E402
 from lorsum.jax.gradients import grad, value_and_grad  # noqa: E402  # their functions take low-rank matrices
 from lorsum.jax.layers import LoRAConv2d, LoRALinear, add_lora, merge, merge_into, partition  # noqa: E402
 from lorsum.jax.products import lora, lora_conv  # noqa: E402
@@ -48,6 +49,9 @@ from lorsum.jax.transformations import (  # noqa: E402
     transformation,
 )
 from lorsum.jax.wrappers import apply_if_finite, clip_by_global_norm, global_norm, labels, set_to_zero  # noqa: E402
+
+register_with_export()
+register_with_flax()
 
 __all__ = [
     "LoRAConv2d",

@@ -32,7 +32,8 @@ class Pair(LowRank):
     >>> G = Pair(jnp.ones((4, 2)), jnp.ones((3, 2)))
     >>> optax.scale(0.5).update(G, optax.EmptyState())
     Traceback (most recent call last):
-    TypeError: ...
+        ...
+    TypeError: mul does not accept dtype key<fry>...
     """
 
     __slots__ = ()
@@ -72,15 +73,15 @@ def _flattening(kind, names, further=None):
 
 
 def _no_number(pair):
-    """A key for each matrix of a batch, so that they can be mapped over."""
+    """A key as a 1 × 1 matrix, or as many as the batch has, so that the pair can be mapped over."""
     batch = getattr(pair.U, "shape", ())[:-2]
-    return jnp.broadcast_to(_key(), batch) if batch else _key()
+    return jnp.broadcast_to(_key(), (*batch, 1, 1)) if batch else _key()
 
 
 @functools.cache
 def _key():
     with jax.ensure_compile_time_eval():
-        return jax.random.key(0)
+        return jax.random.key(0)[None, None]
 
 
 def is_low_rank(x):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from lorsum.jax._plan import Factor, planned
 from lorsum.jax._pytrees import Pair, is_low_rank
 from lorsum.jax._run import dense, dense_slot, pair, pair_slot, run
+from lorsum.jax._serialization import register_with_flax
 
 __all__ = ["grad", "value_and_grad"]
 
@@ -78,6 +79,8 @@ def value_and_grad(loss, has_aux=False, *, gradient="auto"):
     """
     if gradient not in _FORMS:
         raise ValueError(f"`gradient` is {gradient!r}; it must be one of {', '.join(map(repr, _FORMS))}.")
+
+    register_with_flax()  # it may have been imported since
 
     def value_and_gradient(params, *args, **kwargs):
         parts, aux = _Parts(params), _Aux()

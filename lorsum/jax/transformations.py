@@ -7,6 +7,7 @@ import optax
 
 from lorsum import optim
 from lorsum.jax._pytrees import Pair, is_low_rank
+from lorsum.jax._serialization import register_with_flax
 from lorsum.lowrank import LowRank
 
 __all__ = [
@@ -68,6 +69,7 @@ def transformation(rule, *, rng=0):
     >>> W.to_dense()[0].tolist()
     [-0.5, -0.5, -0.5]
     """
+    register_with_flax()  # it may have been imported since
     seed = int(np.random.default_rng(rng).integers(2**52))
 
     def init(params):
