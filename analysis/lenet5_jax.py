@@ -152,7 +152,7 @@ def training_of(config):
         Parameters and state.
     """
     model = network(config["seed"], init=None if config["method"].startswith("full") else config["init"])
-    params, frozen = lorsum.jax.partition(model)
+    params, frozen = lorsum.jax.partition(model, others=True)
     transformation = _transformation(config, params)
     training = Training(frozen, transformation, pairs=config["method"] not in _PLAIN)
     return training, (params, transformation.init(params))

@@ -3,6 +3,7 @@
 from numpy.linalg import LinAlgError
 
 from lorsum._arrays import conj, eps, eye_like, frobenius, is_finite, namespace_of, zeros_like
+from lorsum._decompositions import qr, svd
 
 __all__ = ["added", "loss_of_orthogonality", "orthonormal_to_rounding", "padded", "recompressed"]
 
@@ -37,7 +38,7 @@ def _extended(Q, A):
         C, N = C + D, N - Q @ D
     P, _, _ = _kept(N, _NEW * A.shape[1] ** 0.5)
     P = P[:, : min(P.shape[1], Q.shape[0] - Q.shape[1])]
-    P = xp.linalg.qr(P - Q @ (conj(Q).mT @ P), mode="reduced")[0]  # a small direction of N was magnified
+    P = qr(P - Q @ (conj(Q).mT @ P))[0]  # a small direction of N was magnified
     top = xp.concat([eye_like(Q.shape[1], Q), C], axis=1)
     bottom = xp.concat([zeros_like((P.shape[1], Q.shape[1]), Q), conj(P).mT @ N], axis=1)
     return xp.concat([Q, P], axis=1), xp.concat([top, bottom], axis=0)
@@ -45,8 +46,7 @@ def _extended(Q, A):
 
 def recompressed(L, s, R):
     """The SVD of L diag(s) Rᴴ, whatever the columns of L and R are."""
-    qr = namespace_of(L).linalg.qr
-    (U, L), (V, R) = qr(L, mode="reduced"), qr(R, mode="reduced")
+    (U, L), (V, R) = qr(L), qr(R)
     P, s, Z = _kept((L * s) @ conj(R).mT, _ZERO * frobenius(s[None, :]))
     return U @ P, s, V @ Z
 
@@ -54,7 +54,7 @@ def recompressed(L, s, R):
 def _kept(K, size):
     """Left vectors, values and right vectors of K that stand out from one rounding of a number of that size."""
     xp = namespace_of(K)
-    P, s, Zh = xp.linalg.svd(K, full_matrices=False)
+    P, s, Zh = svd(K)
     r = int(xp.sum(xp.astype(s > eps(xp, K.dtype) * size, xp.int64)))
     return P[:, :r], s[:r], conj(Zh[:r, :]).mT
 

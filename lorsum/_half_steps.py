@@ -1,6 +1,7 @@
 """Half a step of LoRSum: the least-squares solution for one factor, the other being fixed."""
 
 from lorsum._arrays import column_sizes, conj, eps, eye_like, namespace_of
+from lorsum._decompositions import qr, solve, svd
 from lorsum.lowrank import LowRank
 
 __all__ = ["column_space", "gram_half_step", "in_the_papers_gauge", "qr_half_step", "solved"]
@@ -26,11 +27,10 @@ def qr_half_step(W, V, T, S, U0, reg):
 
 def gram_half_step(W, V, T, S, U0, reg):
     """The same with the Gram matrix, as the paper and its Listing 1 solve it."""
-    xp = namespace_of(V)
     gram, right = V.mT @ conj(V), W.dot(conj(V))
     if reg is not None:
         gram, right = gram + reg * eye_like(V.shape[-1], V), right + reg * U0
-    return xp.linalg.solve(gram.mT, right.mT).mT, None, V, None
+    return solve(gram.mT, right.mT).mT, None, V, None
 
 
 def solved(half_step, W, V, U0, reg):
@@ -72,9 +72,9 @@ def _orthogonalised(V, reg):
     if reg is not None:
         ridge = xp.broadcast_to(reg**0.5 * eye_like(r, V), (*V.shape[:-2], r, r))
         V = xp.concat([V, ridge], axis=-2)
-    Q, R = xp.linalg.qr(V, mode="reduced")
+    Q, R = qr(V)
     size = column_sizes(R)
-    P, s, Zh = xp.linalg.svd(R / size, full_matrices=False)
+    P, s, Zh = svd(R / size)
     lost = s <= r**0.5 * eps(xp, s.dtype) * s[..., :1]
     s = xp.where(lost, xp.ones_like(s), s)[..., None]
     B = Q @ P

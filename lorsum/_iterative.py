@@ -5,7 +5,8 @@ import warnings
 import numpy as np
 from numpy.linalg import LinAlgError
 
-from lorsum._arrays import computing_dtype, conj, eps, frobenius, is_finite, namespace_of, normal
+from lorsum._arrays import computing_dtype, conj, eps, frobenius, is_finite, normal
+from lorsum._decompositions import qr, svd
 from lorsum.lowrank import LowRank
 
 __all__ = ["krylov", "randomized", "subspace", "svd_of"]
@@ -100,13 +101,13 @@ def _from_range(A, Q):
     return Q @ P, s, Vh
 
 
-def _first(rank, svd):
-    U, s, Vh = svd
+def _first(rank, triple):
+    U, s, Vh = triple
     return U[..., :rank], s[..., :rank], Vh[..., :rank, :]
 
 
 def _orthonormal(X):
-    return namespace_of(X).linalg.qr(X, mode="reduced")[0]
+    return qr(X)[0]
 
 
 def svd_of(X):
@@ -115,4 +116,4 @@ def svd_of(X):
         raise LinAlgError(
             "`A` gives a NaN or an infinity in products: an operator does, or numbers overflow the dtype."
         )
-    return namespace_of(X).linalg.svd(X, full_matrices=False)
+    return svd(X)

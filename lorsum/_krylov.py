@@ -1,6 +1,7 @@
 """Block Krylov acceleration: the best low-rank approximation in the span of all iterates of LoRSum."""
 
 from lorsum._arrays import conj, namespace_of
+from lorsum._decompositions import qr
 from lorsum._half_steps import qr_half_step
 from lorsum.lowrank import LowRank
 from lorsum.svd import truncated_svd
@@ -35,7 +36,7 @@ def _extended(Q, X):
     xp = namespace_of(Q)
     X = X[..., : min(X.shape[-1], Q.shape[-2] - Q.shape[-1])]  # no more directions than there are
     for _ in range(3):  # a pass leaves what cancelled in it, and dependent columns magnify what is left
-        X = xp.linalg.qr(X - Q @ (conj(Q).mT @ X), mode="reduced")[0]
+        X = qr(X - Q @ (conj(Q).mT @ X))[0]
     if Q.shape[-1]:
         overlap = xp.max(xp.abs(conj(Q).mT @ X), axis=-2, keepdims=True)
         X = xp.where(overlap < 1e-6, X, xp.zeros_like(X))

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from lorsum._arrays import computing_dtype, normal, scale_of, zeros_like
+from lorsum._decompositions import qr
 from lorsum.lowrank import LowRank, LowRankSum
 from lorsum.metrics import whitened
 from lorsum.svd import truncated_svd
@@ -72,7 +73,7 @@ def compressed(W, X0):
     if X0 is not terms[0]:
         terms = (X0, *terms)
     (Qu, Ru), (Qv, Rv) = (
-        xp.linalg.qr(xp.concat([tuple(A)[side] for A in terms], axis=-1), mode="reduced") for side in (0, 1)
+        qr(xp.concat([tuple(A)[side] for A in terms], axis=-1)) for side in (0, 1)
     )
     cores, first = [], 0
     for A in terms:

@@ -16,6 +16,7 @@ from lorsum._arrays import (
     is_scalar,
     namespace_of,
 )
+from lorsum._decompositions import svdvals
 from lorsum._display import dtype_name
 from lorsum._preparation import compressed
 from lorsum.alternating import check_init, lorsum, result_dtype
@@ -130,8 +131,7 @@ def lorsum_until(target, tol, *, init=None, max_iters=1000, accelerate=None, rng
 
 def _largest_error(core, rank, tol):
     """(1 + tol) times the Eckart–Young optimum, and what rounding adds to any measured error."""
-    xp = namespace_of(core)
-    s = xp.linalg.svdvals(core)
+    xp, s = namespace_of(core), svdvals(core)
     return (1 + tol) * as_float(frobenius(s[None, rank:])) + _rounding(core, eps(xp, core.dtype))
 
 

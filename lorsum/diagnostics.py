@@ -19,6 +19,7 @@ from lorsum._arrays import (
     namespace_of,
     zeros_like,
 )
+from lorsum._decompositions import svd, svdvals, triangle
 from lorsum._display import html_table, text_table
 from lorsum._half_steps import column_space
 from lorsum.lowrank import as_sum, check_addable, require_finite
@@ -106,7 +107,7 @@ def gap(approx, target, rank=None):
     if not is_finite(W, X):
         raise OverflowError("`target` or `approx` overflows double precision; scale both down.")
     xp = namespace_of(W)
-    P, s, Zh = xp.linalg.svd(W, full_matrices=False)
+    P, s, Zh = svd(W)
     W_r = (P[..., :rank] * s[..., None, :rank]) @ Zh[..., :rank, :]
     error, optimal = frobenius(W - X), frobenius(s[..., None, rank:])
     best = frobenius(s[..., None, :rank])
@@ -170,11 +171,11 @@ def principal_angles(A, B):
         return zeros_like((*B.shape[:-2], 0), xp.abs(B))
     A, B = column_space(A), column_space(B)
     inner = conj(A).mT @ B
-    cosines = xp.linalg.svdvals(inner)
+    cosines = svdvals(inner)
     # A direction that B lacks is a zero column here, and at a right angle: one more row says so to the sines
     lacking = xp.all(B == 0, axis=-2, keepdims=True)
     beside = xp.astype(lacking, B.dtype) * eye_like(B.shape[-1], B)
-    sines = xp.flip(xp.linalg.svdvals(xp.concat([B - A @ inner, beside], axis=-2)), axis=-1)
+    sines = xp.flip(svdvals(xp.concat([B - A @ inner, beside], axis=-2)), axis=-1)
     angles = xp.where(cosines**2 < 0.5, xp.acos(xp.clip(cosines, max=1.0)), xp.asin(xp.clip(sines, max=1.0)))
     return xp.flip(angles, axis=-1)
 
@@ -327,8 +328,7 @@ def _cores(W, X):
     if not (W.is_factored and X.is_factored):
         return W.to_dense(), X.to_dense()
     U, V = (W + X).stacked()
-    xp = namespace_of(U)
-    Ru, Rv = xp.linalg.qr(U, mode="reduced")[1], xp.linalg.qr(V, mode="reduced")[1]
+    Ru, Rv = triangle(U), triangle(V)
     k = sum(term.rank for term in W.terms)
     return Ru[..., :k] @ Rv[..., :k].mT, Ru[..., k:] @ Rv[..., k:].mT
 
@@ -355,5 +355,5 @@ def _largest_angle(A, B):
 
 
 def _condition(A):
-    s = namespace_of(A).linalg.svdvals(A)
+    s = svdvals(A)
     return as_float(s[0] / s[-1]) if s[-1] > 0 else float("inf")

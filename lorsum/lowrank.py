@@ -21,6 +21,7 @@ from lorsum._arrays import (
     scale_of,
     zeros_like,
 )
+from lorsum._decompositions import qr, svd, svdvals
 from lorsum._display import dtype_name, html_table, shape_text, sign_and_size, storage_rows, term_text
 from lorsum._operators import as_operator, dense_of, floating_dtype, is_operator, is_sparse, operator_times
 
@@ -283,7 +284,7 @@ class LowRank(_Linear):
         array([2., 2.])
         """
         _, core, _ = as_sum(self).compressed()
-        return namespace_of(core).linalg.svdvals(core)
+        return svdvals(core)
 
     def balanced(self):
         """The same matrix with the factors U√s and V√s of its singular value decomposition.
@@ -310,7 +311,7 @@ class LowRank(_Linear):
             return LowRank._of(*factors)
         Qu, core, Qv = as_sum(self).compressed()
         xp = namespace_of(core)
-        P, s, Zh = xp.linalg.svd(core, full_matrices=False)
+        P, s, Zh = svd(core)
         # A column whose singular value is zero stays in V: zero in both, no update could bring it back
         s = s[..., None, :]
         zero = s <= s.shape[-1] * eps(xp, s.dtype) * s[..., :1]
@@ -500,9 +501,7 @@ class LowRankSum(_Linear):
     def compressed(self):
         """Qu, C, Qv with the sum of low-rank terms equal to Qu C Qvᵀ: QR of the stacked factors, C at most R × R."""
         U, V = self.astype(computing_dtype(self.namespace, self.dtype)).stacked()
-        xp = namespace_of(U)
-        Qu, Ru = xp.linalg.qr(U, mode="reduced")
-        Qv, Rv = xp.linalg.qr(V, mode="reduced")
+        (Qu, Ru), (Qv, Rv) = qr(U), qr(V)
         return Qu, Ru @ Rv.mT, Qv
 
     def _times(self, X):

@@ -12,6 +12,7 @@ from lorsum._arrays import (
     namespace_of,
     scale_of,
 )
+from lorsum._decompositions import cholesky, eigh, qr, solve
 from lorsum._operators import is_operator
 from lorsum.lowrank import LowRank, LowRankSum
 
@@ -140,14 +141,14 @@ def root_of(M, size, like, name="M"):
     M = as_array(M, name, ndim=1)
     if M.ndim == 1:
         return _diagonal_root(M, size, like, name)
-    xp, M = _checked(M, (size, size), like, name)
+    _, M = _checked(M, (size, size), like, name)
     if not is_traced(M) and not all_true(lambda M: abs(M - M.mT) <= 1e-5 * scale_of(M), M):
         raise ValueError(f"`{name}` is not symmetric.")
     try:
-        L = xp.linalg.cholesky(M)
+        L = cholesky(M)
     except Exception as error:
         raise ValueError(f"`{name}` is not positive definite ({error}); add some damping.") from error
-    return Root(lambda X: L.mT @ X, lambda X: xp.linalg.solve(L, X), lambda X: xp.linalg.solve(L.mT, X))
+    return Root(lambda X: L.mT @ X, lambda X: solve(L, X), lambda X: solve(L.mT, X))
 
 
 def _diagonal_root(d, size, like, name):
@@ -182,9 +183,9 @@ def _damped_root(M, size, like, name):
     if xp.isdtype(A.dtype, "complex floating"):
         raise ValueError(f"`{name}` is complex; a real metric is needed.")
     A = A.astype(like.dtype)
-    Q = xp.linalg.qr(xp.concat([A.U, A.V], axis=-1), mode="reduced")[0]
+    Q = qr(xp.concat([A.U, A.V], axis=-1))[0]
     core = Q.mT @ (A @ Q)
-    s, Z = xp.linalg.eigh((core + core.mT) / 2)
+    s, Z = eigh((core + core.mT) / 2)
     Q, s = Q @ Z, xp.where(s > 0, s, xp.zeros_like(s))
     d, lifted = damping ** (power / 2), (s + damping) ** (power / 2)
     up, down = (lifted - d)[..., None], (1 / lifted - 1 / d)[..., None]

@@ -5,11 +5,9 @@ Importing this makes :class:`lorsum.LowRank` and :class:`lorsum.LowRankSum` pytr
 >>> import equinox as eqx, jax, optax
 >>> import lorsum.jax
 >>> model = eqx.nn.MLP(8, 3, width_size=6, depth=1, key=jax.random.key(0))
->>> params, frozen = lorsum.jax.partition(lorsum.jax.add_lora(model, 2, key=jax.random.key(1)))
->>> tx = optax.multi_transform(
-...     {"adapters": lorsum.jax.oplora(0.02, momentum=0.9), "others": optax.sgd(0.02, momentum=0.9)},
-...     lorsum.jax.labels(params),
-... )
+>>> model = lorsum.jax.add_lora(model, 2, key=jax.random.key(1))
+>>> params, frozen = lorsum.jax.partition(model)
+>>> tx = lorsum.jax.oplora(0.02, momentum=0.9)
 >>> state = tx.init(params)
 >>> def loss(params, frozen, x):
 ...     return (jax.vmap(eqx.combine(params, frozen))(x) ** 2).mean()
@@ -19,14 +17,27 @@ Importing this makes :class:`lorsum.LowRank` and :class:`lorsum.LowRankSum` pytr
 ...     updates, state = tx.update(gradients, state, params)
 ...     return optax.apply_updates(params, updates), state, value
 >>> params, state, value = step(params, state, frozen, jax.numpy.ones((4, 8)))
+>>> model = lorsum.jax.merge(eqx.combine(params, frozen))
+
+To train other arrays too, such as biases or a new head, say which to ``partition`` and give each kind its optimizer:
+
+>>> params, frozen = lorsum.jax.partition(lorsum.jax.add_lora(model, 2, key=jax.random.key(1)), others=True)
+>>> tx = optax.multi_transform(
+...     {"adapters": lorsum.jax.oplora(0.02, momentum=0.9), "others": optax.sgd(0.02, momentum=0.9)},
+...     lorsum.jax.labels(params),
+... )
+
+On a CPU the decompositions of all this are made one after another. Batched ones of ``jax.numpy.linalg`` in a program of
+your own can wait for each other for ever, as many at a time as XLA has threads; that is in jaxlib.
 """
 
-from lorsum.jax._pytrees import register
+from lorsum.jax._pytrees import Pair, register
 
 register()
 
+from lorsum.jax._serialization import register_with_export, register_with_flax  # noqa: E402
 from lorsum.jax.gradients import grad, value_and_grad  # noqa: E402  # their functions take low-rank matrices
-from lorsum.jax.layers import LoRAConv2d, LoRALinear, add_lora, partition  # noqa: E402
+from lorsum.jax.layers import LoRAConv2d, LoRALinear, add_lora, merge, merge_into, partition  # noqa: E402
 from lorsum.jax.products import lora, lora_conv  # noqa: E402
 from lorsum.jax.transformations import (  # noqa: E402
     oplora,
@@ -37,18 +48,25 @@ from lorsum.jax.transformations import (  # noqa: E402
     svdlora,
     transformation,
 )
-from lorsum.jax.wrappers import apply_if_finite, clip_by_global_norm, labels, set_to_zero  # noqa: E402
+from lorsum.jax.wrappers import apply_if_finite, clip_by_global_norm, global_norm, labels, set_to_zero  # noqa: E402
+
+register_with_export()
+register_with_flax()
 
 __all__ = [
     "LoRAConv2d",
     "LoRALinear",
+    "Pair",
     "add_lora",
     "apply_if_finite",
     "clip_by_global_norm",
+    "global_norm",
     "grad",
     "labels",
     "lora",
     "lora_conv",
+    "merge",
+    "merge_into",
     "oplora",
     "partition",
     "preconditioned_adamw",

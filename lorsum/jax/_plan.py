@@ -21,18 +21,28 @@ _HANDED_ON = {"convert_element_type", "copy", "copy_p", "device_put", "optimizat
 
 
 class Factor(NamedTuple):
-    """U or V of the adapter of this number, or of a stack of them the slice of which a round of these loops has."""
+    """U or V of the adapter of this number, or of a stack of them.
+
+    ``axes`` are the dimensions of the stack in the order in which they are in front. A round of ``loops`` has a slice
+    of each of the dimensions ``taken``.
+    """
 
     adapter: int
     side: str
+    axes: tuple
+    taken: tuple = ()
     loops: tuple = ()
 
 
 class Tainted(NamedTuple):
-    """What depends on an adapter in another way than through its products, and through which operation."""
+    """What depends on an adapter in another way than through its products, and through which operation.
+
+    Or through its products, but in an operation that their gradients cannot be had out of.
+    """
 
     adapter: int
     operation: str
+    by_products: bool = False
 
 
 class Loop(NamedTuple):
@@ -46,21 +56,35 @@ class Loop(NamedTuple):
 class Product:
     """A product with an adapter.
 
-    ``x`` and ``y`` are shape and dtype of one call's input and output, of which the first ``stack`` dimensions are
-    those of a stack of adapters; ``loops`` are around it, the outermost first.
+    ``x`` and ``y`` are shape and dtype of one call's input and output; ``loops`` are around it, the outermost first.
+    ``factor`` is what came in place of U: V's side where the product is with Wᵀ.
     """
 
     factor: Factor
     view: Any
     x: Any
     y: Any
-    stack: int
     loops: tuple[Loop, ...] = ()
 
     @property
     def adapter(self):
         """Its number."""
         return self.factor.adapter
+
+    @property
+    def transposed(self):
+        """True for a product with Wᵀ."""
+        return self.factor.side == "V"
+
+    @property
+    def stack(self):
+        """The number of leading dimensions of x and y that are those of a stack of adapters."""
+        return len(self.factor.axes)
+
+    @property
+    def order(self):
+        """The dimension of the adapters' stack that comes first in all that is collected from loops, and so on."""
+        return self.factor.taken + self.factor.axes
 
     @property
     def rows(self):
@@ -116,10 +140,6 @@ def planned(program, origins):
     -------
     Plan
 
-    Raises
-    ------
-    NotImplementedError
-        If a product is in an operation that its gradient cannot be taken out of.
     """
     if not isinstance(program, ClosedJaxpr):
         program = ClosedJaxpr(program, ())
@@ -147,6 +167,8 @@ def _step(eqn, origins):
         return None, origins[:count]
     if name == "stop_gradient":
         return None, [None]
+    if name == "transpose" and (moved := _moved(eqn, *origins)):
+        return None, [moved]
     if eqn.primitive in (primitives.jit_p, primitives.remat_p):
         plan = planned(eqn.params["jaxpr"], origins)
         return Inner([plan]), plan.results
@@ -155,22 +177,30 @@ def _step(eqn, origins):
     if eqn.primitive is primitives.cond_p:
         plans = [planned(branch, origins[1:]) for branch in eqn.params["branches"]]
         return Inner(plans), [_taint([origins[0], *of], name) for of in zip(*(p.results for p in plans), strict=True)]
-    if any(isinstance(x, Factor) for x in origins) and any(map(_has_product, _programs_in(eqn))):
-        raise NotImplementedError(
-            f"`loss` has a product with an adapter inside of `{name}`, where its gradient cannot be had as a pair. "
-            "Loops of fixed length (scan), branches, jit, vmap and checkpoint are supported."
-        )
+    if name == "while":
+        return None, _of_open_loop(eqn, origins)
+    factors = [x for x in origins if isinstance(x, Factor)]
+    if factors and any(map(_has_product, _programs_in(eqn))):
+        return None, [Tainted(factors[0].adapter, name, by_products=True)] * count
     return None, [_taint(origins, name)] * count
+
+
+def _moved(eqn, factor):
+    """A factor whose stack has its dimensions in another order; None if it is another transposition."""
+    if not isinstance(factor, Factor):
+        return None
+    *order, m, r = eqn.params["permutation"]
+    stack = len(order)
+    return factor._replace(axes=tuple(factor.axes[i] for i in order)) if (m, r) == (stack, stack + 1) else None
 
 
 def _product(eqn, of_x, of_U, of_V):
     taint = _taint([of_x], "x")
     if not (isinstance(of_U, Factor) or isinstance(of_V, Factor)):  # an adapter that is not trained
         return None, [taint or _taint([of_U, of_V], "")]
-    if not (isinstance(of_U, Factor) and of_U.side == "U" and of_V == of_U._replace(side="V")):
+    if not (isinstance(of_U, Factor) and of_V == of_U._replace(side="V" if of_U.side == "U" else "U")):
         return None, [_taint([of_U, of_V], "a product with two adapters' factors")]
-    x, U, _ = (v.aval for v in eqn.invars)
-    return Product(of_U, eqn.params["view"], x, eqn.outvars[0].aval, U.ndim - 2), [taint]
+    return Product(of_U, eqn.params["view"], eqn.invars[0].aval, eqn.outvars[0].aval), [taint]
 
 
 def _loop(eqn, origins):
@@ -178,13 +208,36 @@ def _loop(eqn, origins):
     name, body, first = eqn.primitive.name, eqn.params["jaxpr"], eqn.params["num_consts"]
     last = first + eqn.params["num_carry"]
     own = (id(body.jaxpr),)  # names the loop where it matters, inside of it: no program is inside itself
-    over = [x._replace(loops=own + x.loops) if isinstance(x, Factor) else x for x in origins[last:]]
+    over = [_slice_of(x, own) if isinstance(x, Factor) else x for x in origins[last:]]
     carried = [_taint([x], name) for x in origins[first:last]]
     while True:
         plan = planned(body, [*origins[:first], *carried, *over])
         after = [_taint(pair, name) for pair in zip(carried, plan.results, strict=False)]
         if after == carried:
             return Inner([plan], eqn.params["length"]), [_taint([x], name) for x in plan.results]
+        carried = after
+
+
+def _slice_of(factor, loop):
+    """What a round of a loop over a stack has of it; U and V of one adapter are no stack."""
+    if not factor.axes:
+        return Tainted(factor.adapter, "scan")
+    first, *others = factor.axes
+    return factor._replace(axes=tuple(others), taken=(*factor.taken, first), loops=loop + factor.loops)
+
+
+def _of_open_loop(eqn, origins):
+    """What the results of a ``while`` depend on: it has no gradient, but may hold what needs none."""
+    name, p = eqn.primitive.name, eqn.params
+    first = p["cond_nconsts"] + p["body_nconsts"]
+    constant, carried = origins[p["cond_nconsts"] : first], [_taint([x], name) for x in origins[first:]]
+    while True:
+        plan = planned(p["body_jaxpr"], [*constant, *carried])
+        if plan.products:
+            return [Tainted(plan.products[0].adapter, name, by_products=True)] * len(carried)
+        after = [_taint(pair, name) for pair in zip(carried, plan.results, strict=True)]
+        if after == carried:
+            return carried
         carried = after
 
 

@@ -1,5 +1,9 @@
 """Low-rank matrices and their sums as pytrees: arguments and results of ``jax.jit``, leaves of parameters."""
 
+import functools
+
+import jax
+import jax.numpy as jnp
 from jax.tree_util import GetAttrKey, register_pytree_with_keys
 
 from lorsum.lowrank import LowRank, LowRankSum
@@ -8,13 +12,38 @@ __all__ = ["Pair", "is_low_rank", "register"]
 
 
 class Pair(LowRank):
-    """The gradient G = SᵀX of an adapter, LowRank(Sᵀ, Xᵀ).
+    """The gradient G = SᵀX with respect to the matrix of an adapter, as the pair (Sᵀ, Xᵀ).
 
-    To JAX it is another kind of node than an adapter. What combines the arrays of gradients and parameters, such as
-    weight decay or an average of gradients, is then an error, also where their shapes happen to agree.
+    To JAX it is another kind of node than an adapter, so that what combines gradients with parameters, such as weight
+    decay or an average of gradients, is an error, also where shapes happen to agree. And it has a third leaf beside the
+    two arrays, a random key that means nothing: JAX knows no arithmetic for it, so that what would scale, clip or
+    measure the arrays one by one is an error, too.
+
+    Parameters
+    ----------
+    U : array, shape (..., m, N)
+        Sᵀ, the gradients with respect to the adapter's outputs.
+    V : array, shape (..., n, N)
+        Xᵀ, the adapter's inputs.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, optax
+    >>> G = Pair(jnp.ones((4, 2)), jnp.ones((3, 2)))
+    >>> optax.scale(0.5).update(G, optax.EmptyState())
+    Traceback (most recent call last):
+        ...
+    TypeError: mul does not accept dtype key<fry>...
     """
 
     __slots__ = ()
+
+    def astype(self, dtype):
+        """The same with arrays in ``dtype``."""
+        return Pair._of(self.U.astype(dtype), self.V.astype(dtype))
+
+    def __repr__(self):
+        return super().__repr__().replace("LowRank", "Pair", 1)
 
 
 def register():
@@ -22,23 +51,37 @@ def register():
 
     The coefficients of a sum are parts as well, so that a new learning rate does not compile anew.
     """
-    for kind, names in ((LowRank, ("U", "V")), (Pair, ("U", "V")), (LowRankSum, ("terms", "coefficients"))):
+    for kind, names in ((LowRank, ("U", "V")), (LowRankSum, ("terms", "coefficients"))):
         register_pytree_with_keys(kind, *_flattening(kind, names))
+    register_pytree_with_keys(Pair, *_flattening(Pair, ("U", "V"), _no_number))
 
 
-def _flattening(kind, names):
-    keys = tuple(map(GetAttrKey, names))
+def _flattening(kind, names, further=None):
+    keys = tuple(map(GetAttrKey, names if further is None else (*names, "no_number")))
 
     def parts(x):
-        return tuple(getattr(x, name) for name in names), None
+        values = tuple(getattr(x, name) for name in names)
+        return values if further is None else (*values, further(x)), None
 
     def parts_with_keys(x):
         return tuple(zip(keys, parts(x)[0], strict=True)), None
 
     def rebuilt(_, children):
-        return kind._of(*children)  # not checked: JAX puts objects of its own in, too
+        return kind._of(*children[: len(names)])  # not checked: JAX puts objects of its own in, too
 
     return parts_with_keys, rebuilt, parts
+
+
+def _no_number(pair):
+    """A key as a 1 × 1 matrix, or as many as the batch has, so that the pair can be mapped over."""
+    batch = getattr(pair.U, "shape", ())[:-2]
+    return jnp.broadcast_to(_key(), (*batch, 1, 1)) if batch else _key()
+
+
+@functools.cache
+def _key():
+    with jax.ensure_compile_time_eval():
+        return jax.random.key(0)[None, None]
 
 
 def is_low_rank(x):

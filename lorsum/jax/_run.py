@@ -14,7 +14,7 @@ from lorsum._arrays import computing_dtype
 from lorsum.jax._plan import Product
 from lorsum.jax.products import plain_product
 
-__all__ = ["dense_slot", "pair", "pair_slot", "run"]
+__all__ = ["dense", "dense_slot", "pair", "pair_slot", "run"]
 
 
 def run(plan, inputs, slots, dense):
@@ -172,10 +172,17 @@ def pair_slot(product):
 
 
 def dense_slot(product, m, n):
-    """A slot for SᵀX, summed over all rounds."""
+    """A slot for SᵀX, summed over all rounds; m × n is the size of the adapter."""
     stack = [loop.length for loop in product.loops if loop.stacked]
     dtype = computing_dtype(jnp, jnp.result_type(product.x.dtype, product.y.dtype))
-    return jnp.zeros((*stack, *product.y.shape[: product.stack], m, n), dtype)
+    size = (n, m) if product.transposed else (m, n)
+    return jnp.zeros((*stack, *product.y.shape[: product.stack], *size), dtype)
+
+
+def dense(product, G):
+    """SᵀX in the order of the adapters' stack, that of a product with Wᵀ transposed."""
+    (G,) = _in_place(product, G)
+    return G.mT if product.transposed else G
 
 
 def pair(product, S, X):
@@ -185,4 +192,13 @@ def pair(product, S, X):
     inner = [i for i, loop in enumerate(product.loops) if not loop.stacked]
     order = [*outer, *range(depth, depth + stack), *inner]
     S, X = (jnp.moveaxis(a, order, range(len(order))) for a in (S, X))
-    return product.view.pair(S, X, len(outer) + stack)
+    S, X = _in_place(product, *product.view.pair(S, X, len(outer) + stack))
+    return (X, S) if product.transposed else (S, X)
+
+
+def _in_place(product, *arrays):
+    """Arrays of a stack with its dimensions in the adapters' own order."""
+    order = product.order
+    if order == tuple(sorted(order)):
+        return arrays
+    return tuple(jnp.moveaxis(a, range(len(order)), order) for a in arrays)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 
 from lorsum.jax._plan import Factor, planned
 from lorsum.jax._pytrees import Pair, is_low_rank
-from lorsum.jax._run import dense_slot, pair, pair_slot, run
+from lorsum.jax._run import dense, dense_slot, pair, pair_slot, run
+from lorsum.jax._serialization import register_with_flax
 
 __all__ = ["grad", "value_and_grad"]
 
@@ -23,13 +24,15 @@ def value_and_grad(loss, has_aux=False, *, gradient="auto"):
     Parameters
     ----------
     loss : callable
-        ``loss(params, *args, **kwargs)`` gives a number, or with ``has_aux`` a pair of it and anything else. It takes
-        an adapter's products by :func:`lorsum.jax.lora` or :func:`lorsum.jax.lora_conv`, any number of times, under
-        ``jit``, ``vmap``, ``scan``, ``cond`` and ``checkpoint`` as it likes.
+        ``loss(params, *args, **kwargs)`` gives a number, or with ``has_aux`` a pair of it and anything else, which
+        comes back as it is. It takes an adapter's products by :func:`lorsum.jax.lora` or :func:`lorsum.jax.lora_conv`,
+        with W or W.T and any number of times, under ``jit``, ``vmap``, ``scan``, ``cond`` and ``checkpoint`` as it
+        likes.
     has_aux : bool
     gradient : {"auto", "pairs", "dense"}
         The form of an adapter's gradient: N rows of S and X, which are N (m + n) numbers; their sum SᵀX, m n numbers;
-        "auto" what is smaller. The rows of all calls, and of all rounds of a loop, count.
+        "auto" what is smaller. The rows of all calls, and of all rounds of a loop, count. Where their number is only a
+        name, as in ``jax.export`` with symbolic shapes, that is the sum.
 
     Returns
     -------
@@ -52,10 +55,11 @@ def value_and_grad(loss, has_aux=False, *, gradient="auto"):
     The loss is traced once to find its products, and then run and differentiated with a slot beside each: a further
     input that changes nothing, and of which the derivative is S or SᵀX. No derivative with respect to U and V is taken.
 
-    A pair is no gradient of the factors, and arrays of pairs cannot be added, averaged (``pmean``), measured
-    (``optax.global_norm``) or scaled on their own: with S and X scaled by c, G is scaled by c². Take the mean over
-    micro-batches inside of the loss, by a ``scan``; over devices by sharding the batch; or ask for "dense". See also
-    :func:`lorsum.jax.clip_by_global_norm`.
+    A pair is a :class:`lorsum.jax.Pair`. It is no gradient of the factors, and its arrays cannot be added, averaged
+    (``pmean``), measured (``optax.global_norm``) or scaled on their own: with S and X scaled by c, G is scaled by c².
+    What tries to meets a third leaf beside them, for which JAX knows no arithmetic, and raises a TypeError. Take the
+    mean over micro-batches inside of the loss, by a ``scan``; over devices by sharding the batch; or ask for "dense".
+    See also :func:`lorsum.jax.global_norm` and :func:`lorsum.jax.clip_by_global_norm`.
 
     A branch that ``vmap`` chooses for each example becomes a choice among the factors, which is refused; ``jnp.where``
     on the products is not.
@@ -71,32 +75,33 @@ def value_and_grad(loss, has_aux=False, *, gradient="auto"):
     ...     return ((lora(x, params["W"]) - y) ** 2).sum()
     >>> value, G = jax.jit(value_and_grad(loss))({"W": W})
     >>> G["W"]
-    LowRank(40 × 30, rank 5, float32)
+    Pair(40 × 30, rank 5, float32)
     """
     if gradient not in _FORMS:
         raise ValueError(f"`gradient` is {gradient!r}; it must be one of {', '.join(map(repr, _FORMS))}.")
 
+    register_with_flax()  # it may have been imported since
+
     def value_and_gradient(params, *args, **kwargs):
-        parts = _Parts(params)
+        parts, aux = _Parts(params), _Aux()
 
         def of_parts(adapters, others):
-            return _checked_result(loss(parts.whole(adapters | others), *args, **kwargs), has_aux)
+            result = _checked_result(loss(parts.whole(adapters | others), *args, **kwargs), has_aux)
+            return (result[0], aux.arrays_of(result[1])) if has_aux else (result, [])
 
-        program, shape = jax.make_jaxpr(of_parts, return_shape=True)(parts.adapters, parts.others)
+        program = jax.make_jaxpr(of_parts)(parts.adapters, parts.others)
         plan = planned(program, parts.origins)
         parts.check(plan)
-        dense = parts.dense(plan, gradient)
+        summed = parts.summed(plan, gradient)
 
         def with_slots(others, slots):
-            results, Xs = run(plan, jax.tree.leaves((parts.adapters, others)), slots, dense)
-            result = jax.tree.unflatten(jax.tree.structure(shape), results)
-            value, aux = result if has_aux else (result, None)
-            return value, (aux, Xs)
+            (value, *arrays), Xs = run(plan, jax.tree.leaves((parts.adapters, others)), slots, summed)
+            return value, (arrays, Xs)
 
         differentiated = jax.value_and_grad(with_slots, argnums=(0, 1), has_aux=True)
-        (value, (aux, Xs)), (gradients, sums) = differentiated(parts.others, parts.slots(plan, dense))
+        (value, (arrays, Xs)), (gradients, sums) = differentiated(parts.others, parts.slots(plan, summed))
         gradients = parts.whole(gradients | _collected(plan, sums, Xs))
-        return ((value, aux) if has_aux else value), gradients
+        return ((value, aux.whole(arrays)) if has_aux else value), gradients
 
     return value_and_gradient
 
@@ -116,7 +121,7 @@ def grad(loss, has_aux=False, *, gradient="auto"):
     >>> from lorsum.jax import lora
     >>> W = LowRank(jnp.ones((4, 1)), jnp.ones((3, 1)))
     >>> grad(lambda W: lora(jnp.ones(3), W).sum())(W)
-    LowRank(4 × 3, rank 1, float32)
+    Pair(4 × 3, rank 1, float32)
     """
     value_and_gradient = value_and_grad(loss, has_aux, gradient=gradient)
 
@@ -125,6 +130,23 @@ def grad(loss, has_aux=False, *, gradient="auto"):
         return (gradients, value[1]) if has_aux else gradients
 
     return gradient_of
+
+
+class _Aux:
+    """What a loss gives beside its value: the arrays in it that the program computes, and all else as it is."""
+
+    def arrays_of(self, aux):
+        """Its traced leaves; what is no array, such as a name or a function, no program can give."""
+        self.leaves, self.structure = jax.tree.flatten(aux)
+        self.traced = [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, jax.core.Tracer)]
+        return [self.leaves[i] for i in self.traced]
+
+    def whole(self, arrays):
+        """It again, with the arrays of a run."""
+        leaves = list(self.leaves)
+        for i, array in zip(self.traced, arrays, strict=True):
+            leaves[i] = array
+        return jax.tree.unflatten(self.structure, leaves)
 
 
 class _Parts:
@@ -147,13 +169,21 @@ class _Parts:
     @property
     def origins(self):
         """What the inputs of a program of adapters and others are."""
-        return [Factor(number, side) for number in self.adapters for side in "UV"] + [None] * len(self.others)
+        stacks = {number: tuple(range(len(W.shape) - 2)) for number, W in self.adapters.items()}
+        factors = [Factor(number, side, axes) for number, axes in stacks.items() for side in "UV"]
+        return factors + [None] * len(self.others)
 
     def check(self, plan):
         """An error unless the loss depends on every adapter, and through its products only."""
         taint, found = plan.results[0], {x.adapter for x in plan.products}
         if taint is not None:
             operation = getattr(taint, "operation", "nothing")
+            if getattr(taint, "by_products", False):
+                raise NotImplementedError(
+                    f"`loss` has a product with `{self.names[taint.adapter]}` inside of `{operation}`, where its "
+                    "gradient cannot be had as a pair. Loops of fixed length (scan), branches, jit, vmap and "
+                    "checkpoint are supported; elsewhere what is under stop_gradient."
+                )
             raise ValueError(
                 f"`loss` depends on the factors of `{self.names[taint.adapter]}` through `{operation}`, where only "
                 "products by lorsum.jax.lora and lora_conv have a gradient that is a pair. Use these, or stop_gradient."
@@ -171,7 +201,7 @@ class _Parts:
                     "gradient. Pass it as a further argument of the loss where it is not trained."
                 )
 
-    def dense(self, plan, form):
+    def summed(self, plan, form):
         """The adapters of which the gradient is kept as SᵀX."""
         if form != "auto":
             return frozenset(self.adapters if form == "dense" else ())
@@ -179,14 +209,22 @@ class _Parts:
         for x in plan.products:
             rows[x.adapter] += x.rows
         sizes = {number: W.shape[-2:] for number, W in self.adapters.items()}
-        return frozenset(number for number, (m, n) in sizes.items() if rows[number] * (m + n) > m * n)
+        return frozenset(number for number, size in sizes.items() if not _pairs_are_smaller(rows[number], *size))
 
-    def slots(self, plan, dense):
+    def slots(self, plan, summed):
         """A slot for each product."""
         return [
-            dense_slot(x, *self.adapters[x.adapter].shape[-2:]) if x.adapter in dense else pair_slot(x)
+            dense_slot(x, *self.adapters[x.adapter].shape[-2:]) if x.adapter in summed else pair_slot(x)
             for x in plan.products
         ]
+
+
+def _pairs_are_smaller(rows, m, n):
+    """True if N rows of S and X are no more numbers than their sum; False for an N that is only a name."""
+    try:
+        return rows * (m + n) <= m * n
+    except jax.errors.InconclusiveDimensionOperation:
+        return False
 
 
 def _has_axes(product):
@@ -220,7 +258,7 @@ def _collected(plan, sums, Xs):
     """The gradients of the adapters, by number."""
     products: dict = {}
     for product, S, X in zip(plan.products, sums, Xs, strict=True):
-        products.setdefault(product.adapter, []).append(S if X is None else pair(product, S, X))
+        products.setdefault(product.adapter, []).append(dense(product, S) if X is None else pair(product, S, X))
     return {number: _whole(parts) for number, parts in products.items()}
 
 

@@ -4,6 +4,8 @@ Equinox, since its modules are pytrees and nothing else: an adapter is a leaf of
 ``jax.jit``, Optax and :func:`lorsum.jax.value_and_grad` take the model as it is.
 """
 
+import functools
+import inspect
 import math
 from typing import Any
 
@@ -11,23 +13,23 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from lorsum._arrays import as_rank
+from lorsum._arrays import as_rank, computing_dtype
 from lorsum.jax._pytrees import is_low_rank
 from lorsum.jax.products import lora, lora_conv
 from lorsum.lowrank import LowRank
 
-__all__ = ["LoRAConv2d", "LoRALinear", "add_lora", "partition"]
+__all__ = ["LoRAConv2d", "LoRALinear", "add_lora", "merge", "merge_into", "partition"]
 
 _BASES = (eqx.nn.Linear, eqx.nn.Conv2d)
 
 
 class LoRALinear(eqx.Module):
-    """A linear layer with a frozen weight and a LoRA adapter: x ↦ W₀ x + b + s · W dropout(x).
+    """A linear layer with a LoRA adapter beside it: x ↦ base(x) + s · W dropout(x).
 
     Parameters
     ----------
     base : equinox.nn.Linear
-        The layer to adapt.
+        The layer to adapt. It may be of a class derived from it: it is called as it would be without an adapter.
     rank : int
         r, at most min(d_in, d_out).
     alpha : float, optional
@@ -40,7 +42,7 @@ class LoRALinear(eqx.Module):
     Attributes
     ----------
     base : equinox.nn.Linear
-        :func:`partition` counts its weight as frozen, and its bias as trained.
+        :func:`partition` counts it as frozen.
     W : LowRank
         The adapter, B = W.U and A = W.V.T.
 
@@ -68,24 +70,28 @@ class LoRALinear(eqx.Module):
         self.base, self.dropout, self.scaling = base, eqx.nn.Dropout(dropout), _scaling(alpha, rank)
         self.W = _adapter(_as_matrix(base.weight, 2), rank, key)
 
-    def __call__(self, x, *, key=None):
+    def __call__(self, x, *args, key=None, **kwargs):
         """The base's output, and the adapter's.
 
         Parameters
         ----------
         x : array, shape (..., d_in)
             Unlike Equinox's own layer this takes rows of any number of dimensions.
+        *args, **kwargs
+            Passed on to the base, if it is of a class that takes more, such as a state.
         key : jax.random.key, optional
-            For dropout.
+            For dropout; the base gets it too.
 
         Returns
         -------
         array, shape (..., d_out)
+            Where the base gives a tuple, its first entry is taken for the output, and the others are passed on.
         """
-        y = x @ self.base.weight.T
-        if self.base.bias is not None:
-            y = y + self.base.bias
-        return y + self.scaling * lora(self.dropout(x, key=key), self.W)
+        call = functools.partial(_called, self.base, key=key, args=args, kwargs=kwargs)
+        if _computes_as(eqx.nn.Linear, self.base):
+            for _ in x.shape[:-1]:
+                call = jax.vmap(call)
+        return _beside(call(x), self.scaling * lora(self.dropout(x, key=_folded(key)), self.W))
 
 
 class LoRAConv2d(eqx.Module):
@@ -128,15 +134,15 @@ class LoRAConv2d(eqx.Module):
         self.base, self.dropout, self.scaling = base, eqx.nn.Dropout(dropout), _scaling(alpha, rank)
         self.W = _adapter(_as_matrix(base.weight, 4), rank, key)
 
-    def __call__(self, x, *, key=None):
+    def __call__(self, x, *args, key=None, **kwargs):
         """The base's output, and the adapter's.
 
         Parameters
         ----------
         x : array, shape (d_in, height, width)
             One image, as Equinox has it; batches by ``jax.vmap``.
-        key : jax.random.key, optional
-            For dropout.
+        *args, key, **kwargs
+            As for :class:`LoRALinear`.
 
         Returns
         -------
@@ -144,8 +150,8 @@ class LoRAConv2d(eqx.Module):
         """
         base = self.base
         geometry: dict[str, Any] = {"stride": base.stride, "padding": base.padding, "dilation": base.dilation}
-        adapted = lora_conv(self.dropout(x, key=key), self.W, base.kernel_size, **geometry)
-        return base(x) + self.scaling * adapted
+        adapted = lora_conv(self.dropout(x, key=_folded(key)), self.W, base.kernel_size, **geometry)
+        return _beside(_called(base, x, key, args, kwargs), self.scaling * adapted)
 
 
 def add_lora(model, rank, *, targets=None, alpha=None, dropout=0.0, key):
@@ -159,7 +165,7 @@ def add_lora(model, rank, *, targets=None, alpha=None, dropout=0.0, key):
         r of every adapter; layers whose smaller side is below it get that rank.
     targets : callable, optional
         Which layers: a function of a layer's place in the model, such as ``".layers[0]"``, and the layer; default: all
-        of type ``equinox.nn.Linear``.
+        of type ``equinox.nn.Linear``. It is asked about these and ``equinox.nn.Conv2d``, and classes derived from them.
     alpha, dropout
         As for :class:`LoRALinear`.
     key : jax.random.key
@@ -190,7 +196,10 @@ def add_lora(model, rank, *, targets=None, alpha=None, dropout=0.0, key):
         if isinstance(layer, _BASES) and targets(jax.tree_util.keystr(path), layer)
     ]
     if not places:
-        raise ValueError(f"`targets` means no layer of `model` ({type(model).__name__}).")
+        raise ValueError(
+            f"`targets` means no layer of `model` ({type(model).__name__}) that an adapter fits: equinox.nn.Linear and "
+            "equinox.nn.Conv2d. For others, lorsum.jax.lora(x, W) is the product with an adapter."
+        )
     adapted = [layer for _, layer in leaves]
     for (number, layer), own in zip(places, jax.random.split(key, len(places)), strict=True):
         kind, ndim = (LoRALinear, 2) if isinstance(layer, eqx.nn.Linear) else (LoRAConv2d, 4)
@@ -199,36 +208,177 @@ def add_lora(model, rank, *, targets=None, alpha=None, dropout=0.0, key):
     return jax.tree.unflatten(structure, adapted)
 
 
-def partition(model):
-    """What is trained of a model, and what is frozen: weights under adapters, and all that is no floating-point array.
+def partition(model, *, others=False):
+    """What is trained of a model, and what is frozen: everything but the adapters.
 
     Parameters
     ----------
     model : pytree
+        Adapters are its LowRank leaves.
+    others : bool or callable
+        Which other arrays are trained: a function of an array's place in the model, such as ``".layers[0].base.bias"``,
+        and the array. True: all of floating-point numbers but the weights that have an adapter beside them.
 
     Returns
     -------
     params, frozen : pytree
         Each has None where the other has something; ``equinox.combine(params, frozen)`` is the model.
 
+    Raises
+    ------
+    ValueError
+        If nothing is trained.
+
     Examples
     --------
     >>> import equinox as eqx, jax
-    >>> layer = LoRALinear(eqx.nn.Linear(5, 4, key=jax.random.key(0)), 2, key=jax.random.key(1))
-    >>> params, frozen = partition(layer)
-    >>> params.W, params.base.weight is None, frozen.base.bias is None
-    (LowRank(4 × 5, rank 2, float32), True, True)
+    >>> mlp = add_lora(eqx.nn.MLP(5, 3, width_size=4, depth=1, key=jax.random.key(0)), 2, key=jax.random.key(1))
+    >>> params, frozen = partition(mlp)
+    >>> [layer.W for layer in params.layers], params.layers[0].base.bias is None
+    ([LowRank(4 × 5, rank 2, float32), LowRank(3 × 4, rank 2, float32)], True)
+    >>> params, _ = partition(mlp, others=lambda name, array: name.endswith("bias"))
+    >>> [layer.base.bias.shape for layer in params.layers]
+    [(4,), (3,)]
     """
-    is_trained = jax.tree.map(_trained, model, is_leaf=_is_adapted)
-    return eqx.partition(model, is_trained, is_leaf=is_low_rank)
+    adapted = {id(part.base.weight) for part in jax.tree.leaves(model, is_leaf=_is_adapted) if _is_adapted(part)}
+
+    def is_trained(path, leaf):
+        if is_low_rank(leaf):
+            return True
+        if not others or not eqx.is_inexact_array(leaf):
+            return False
+        return bool(others(jax.tree_util.keystr(path), leaf)) if callable(others) else id(leaf) not in adapted
+
+    trained = jax.tree_util.tree_map_with_path(is_trained, model, is_leaf=is_low_rank)  # a LowRank as a whole
+    if not any(jax.tree.leaves(trained)):
+        raise ValueError(f"`model` ({type(model).__name__}) has no adapter, and `others` means none of its arrays.")
+    return eqx.partition(model, trained)
 
 
-def _trained(part):
-    """Which leaves of a part of a model are trained."""
-    trained = jax.tree.map(eqx.is_inexact_array, part)
-    if not _is_adapted(part):
-        return trained
-    return eqx.tree_at(lambda layer: layer.base.weight, trained, False)
+def merge(model):
+    """A model without adapters: each layer that has one is its base again, with the weight W₀ + s · W.
+
+    Parameters
+    ----------
+    model : pytree
+        With layers of :func:`add_lora` in it. A model that was split is put together first, by ``equinox.combine``.
+
+    Returns
+    -------
+    pytree
+        A new model that computes the same, but for dropout.
+
+    Raises
+    ------
+    ValueError
+        If there is no such layer, or if one is of a class that computes otherwise than ``equinox.nn.Linear`` and
+        ``equinox.nn.Conv2d``, so that its weight is not the matrix that the adapter is added to.
+
+    See Also
+    --------
+    merge_into : For weights and adapters that are kept apart.
+
+    Examples
+    --------
+    >>> import equinox as eqx, jax
+    >>> mlp = eqx.nn.MLP(5, 3, width_size=8, depth=1, key=jax.random.key(0))
+    >>> [type(layer).__name__ for layer in merge(add_lora(mlp, 2, key=jax.random.key(1))).layers]
+    ['Linear', 'Linear']
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_adapted)
+    if not any(_is_adapted(part) for _, part in leaves):
+        raise ValueError(f"`model` ({type(model).__name__}) has no layer with an adapter.")
+    merged = [_merged(jax.tree_util.keystr(path), part) if _is_adapted(part) else part for path, part in leaves]
+    return jax.tree.unflatten(structure, merged)
+
+
+def merge_into(weights, adapters, *, scaling=1.0):
+    """Weights with adapters added to them, W₀ + s · W, for models that are pytrees of arrays.
+
+    Parameters
+    ----------
+    weights : pytree of arrays
+    adapters : pytree
+        A LowRank in place of each weight that has one, and None, or nothing where a dict is, in place of the others.
+        Of a kernel that is stored as d_in × d_out, as in Flax, the adapter is ``W.T``.
+    scaling : float
+        s.
+
+    Returns
+    -------
+    pytree
+        ``weights``, in their own dtypes.
+
+    Raises
+    ------
+    ValueError
+        If an adapter has no weight of its shape.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> weights = {"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}
+    >>> merge_into(weights, {"kernel": LowRank(jnp.ones((2, 1)), jnp.ones((3, 1)))}, scaling=2.0)["kernel"].tolist()
+    [[2.0, 2.0, 2.0], [2.0, 2.0, 2.0]]
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(weights)
+    by_place = dict(leaves)
+    for path, W in jax.tree_util.tree_leaves_with_path(adapters, is_leaf=is_low_rank):
+        place, weight = f"adapters{jax.tree_util.keystr(path)}", by_place.get(path)
+        if not is_low_rank(W):
+            raise ValueError(f"`{place}` is a {type(W).__name__}; a LowRank or None is needed.")
+        if getattr(weight, "shape", None) != W.shape:
+            raise ValueError(f"`{place}` has shape {W.shape}, but the weight in its place {_shape_or_none(weight)}.")
+        by_place[path] = _sum(weight, W, scaling)
+    return jax.tree.unflatten(structure, [by_place[path] for path, _ in leaves])
+
+
+def _merged(place, layer):
+    """The base with the adapter in its weight."""
+    base, kind = layer.base, eqx.nn.Linear if isinstance(layer, LoRALinear) else eqx.nn.Conv2d
+    if not _computes_as(kind, base):
+        raise ValueError(
+            f"`model{place}` adapts a {type(base).__name__}, which computes otherwise than equinox.nn.{kind.__name__}: "
+            "its adapter is beside what it gives, not in its weight."
+        )
+    weight = base.weight
+    merged = _sum(weight.reshape(layer.W.shape), layer.W, layer.scaling).reshape(weight.shape)
+    return eqx.tree_at(lambda base: base.weight, base, merged)
+
+
+def _sum(weight, W, scaling):
+    """W₀ + s · W, added up in the more precise of the two dtypes, at least in single."""
+    dtype = computing_dtype(jnp, jnp.result_type(weight.dtype, W.dtype))
+    return (weight.astype(dtype) + scaling * W.astype(dtype).to_dense()).astype(weight.dtype)
+
+
+def _shape_or_none(weight):
+    return "is missing" if weight is None else getattr(weight, "shape", type(weight).__name__)
+
+
+def _computes_as(kind, layer):
+    """True for a layer of this kind, or of a class derived from it that calls it as it is."""
+    return type(layer).__call__ is kind.__call__
+
+
+def _called(base, x, key=None, args=(), kwargs=None):
+    """What a layer gives, also if it is of a class that takes no key."""
+    takes = inspect.signature(type(base).__call__).parameters
+    if key is not None and ("key" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values())):
+        kwargs = {"key": key, **(kwargs or {})}
+    return base(x, *args, **(kwargs or {}))
+
+
+def _beside(y, adapted):
+    """The sum of a base's output and its adapter's."""
+    if isinstance(y, tuple):
+        return (y[0] + adapted, *y[1:])
+    return y + adapted
+
+
+def _folded(key):
+    """Another key, so that dropout and what the base draws are independent."""
+    return None if key is None else jax.random.fold_in(key, 0)
 
 
 def _is_adapted(part):

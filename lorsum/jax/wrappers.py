@@ -1,4 +1,4 @@
-"""What goes around the transformations: clipping, leaving out what is not finite, freezing, and which is which.
+"""What goes around the transformations: norms, clipping, leaving out what is not finite, freezing, and which is which.
 
 Optax has its own of these for gradients that are arrays, of the shapes of the parameters.
 """
@@ -12,16 +12,43 @@ import optax
 
 from lorsum._arrays import computing_dtype
 from lorsum.jax._pytrees import Pair, is_low_rank
+from lorsum.lowrank import LowRank
 
-__all__ = ["apply_if_finite", "clip_by_global_norm", "labels", "set_to_zero"]
+__all__ = ["apply_if_finite", "clip_by_global_norm", "global_norm", "labels", "set_to_zero"]
+
+
+def global_norm(gradients):
+    """The root of the sum of all gradients' squared Frobenius norms, that of a pair being the norm of the matrix SᵀX.
+
+    What ``optax.global_norm`` is for arrays. The norm of a pair comes from QR factors, which lose nothing where SᵀX is
+    small by cancellation, or from SᵀX itself where that is smaller.
+
+    Parameters
+    ----------
+    gradients : pytree
+        Arrays, :class:`lorsum.jax.Pair` and other low-rank matrices.
+
+    Returns
+    -------
+    array
+        A number.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from lorsum.jax import Pair
+    >>> float(global_norm({"W": Pair(jnp.array([[2.0], [0.0]]), jnp.array([[2.0]])), "b": jnp.array([3.0])}))
+    5.0
+    """
+    norms = [_norm(G) for G in jax.tree.leaves(gradients, is_leaf=is_low_rank)]
+    return jnp.linalg.norm(jnp.stack(norms)) if norms else jnp.zeros(())
 
 
 def clip_by_global_norm(max_norm):
     """Scale all gradients by one number so that the root of the sum of their squared Frobenius norms is at most this.
 
     Like ``optax.clip_by_global_norm``, for gradients of which some are low-rank pairs: their norm is that of the matrix
-    SᵀX, not of S and X, and one of the two is scaled. It comes from QR factors, which lose nothing where SᵀX is small
-    by cancellation, or from SᵀX itself where that is smaller.
+    SᵀX, not of S and X (see :func:`global_norm`), and one of the two is scaled.
 
     Parameters
     ----------
@@ -34,16 +61,15 @@ def clip_by_global_norm(max_norm):
     Examples
     --------
     >>> import jax.numpy as jnp
-    >>> from lorsum import LowRank
-    >>> G = LowRank(jnp.array([[3.0], [4.0]]), jnp.array([[2.0]]))
+    >>> from lorsum.jax import Pair
+    >>> G = Pair(jnp.array([[3.0], [4.0]]), jnp.array([[2.0]]))
     >>> clipped, _ = clip_by_global_norm(1.0).update({"W": G, "b": jnp.zeros(2)}, optax.EmptyState())
     >>> float(clipped["W"].norm())
     1.0
     """
 
     def update(gradients, state, params=None):
-        leaves = jax.tree.leaves(gradients, is_leaf=is_low_rank)
-        norm = jnp.linalg.norm(jnp.stack([_norm(G) for G in leaves]))
+        norm = global_norm(gradients)
         c = jnp.where(norm > max_norm, max_norm / norm, 1.0)
         return jax.tree.map(lambda G: _times(c, G), gradients, is_leaf=is_low_rank), state
 
@@ -155,20 +181,35 @@ def labels(params):
 
 
 def _all_finite(tree):
-    return jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
+    return jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(_without_pairs(tree))]).all()
 
 
 def _or_zero(kept, tree):
-    return jax.tree.map(lambda x: jnp.where(kept, x, jnp.zeros_like(x)), tree)
+    def of_array(x):
+        return jnp.where(kept, x, jnp.zeros_like(x))
+
+    def of_leaf(x):
+        return Pair._of(of_array(x.U), of_array(x.V)) if isinstance(x, Pair) else of_array(x)
+
+    return jax.tree.map(of_leaf, tree, is_leaf=_is_pair)
+
+
+def _without_pairs(tree):
+    """The same with an adapter's node in place of each pair, of the same arrays."""
+    return jax.tree.map(lambda x: LowRank._of(*x) if _is_pair(x) else x, tree, is_leaf=_is_pair)
+
+
+def _is_pair(x):
+    return isinstance(x, Pair)
 
 
 def _norm(G):
     """Frobenius norm, over all dimensions."""
-    G = jax.tree.map(lambda x: x.astype(computing_dtype(jnp, x.dtype)), G)
+    G = G.astype(computing_dtype(jnp, G.dtype))
     if is_low_rank(G):
         G = G.to_dense() if G.rank > min(G.shape[-2:]) else G.norm()
     return jnp.linalg.norm(jnp.ravel(G))
 
 
 def _times(c, G):
-    return Pair._of(G.U * c.astype(G.dtype), G.V) if is_low_rank(G) else G * c.astype(G.dtype)
+    return type(G)._of(G.U * c.astype(G.dtype), G.V) if is_low_rank(G) else G * c.astype(G.dtype)

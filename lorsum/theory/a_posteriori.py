@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lorsum._arrays import as_rank, conj, eps, is_scalar, namespace_of
+from lorsum._decompositions import qr, svd
 from lorsum.diagnostics import _in_double
 from lorsum.lowrank import LowRank, as_sum, check_addable, require_finite
 
@@ -109,9 +110,9 @@ def a_posteriori_bounds(approx, target, *, tail=None):
     """
     W, X = _checked(approx, target, tail)
     xp = namespace_of(X.U)
-    Q = xp.linalg.qr(X.U, mode="reduced")[0]
+    Q = qr(X.U)[0]
     PW = LowRank._of(Q, W.T @ conj(Q))
-    left, b, right = xp.linalg.svd(PW.V.mT, full_matrices=False)
+    left, b, right = svd(PW.V.mT)
     residuals = W @ conj(right).mT - Q @ (left * xp.astype(b, left.dtype))
     rest = W - PW
     missed, moved = float(rest.norm()), float((as_sum(PW) - X).norm())

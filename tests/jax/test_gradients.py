@@ -661,7 +661,7 @@ def test_layers_without_bias_and_with_dropout():
 def test_a_model_of_equinox_is_trained_where_it_should_be():
     mlp = eqx.nn.MLP(9, 4, width_size=8, depth=2, key=jax.random.key(0))
     model = add_lora(mlp, 3, key=jax.random.key(1))
-    params, frozen = partition(model)
+    params, frozen = partition(model, others=True)
     assert [layer.W.rank for layer in model.layers] == [3, 3, 3]
     assert {tuple(a.shape) for a in jax.tree.leaves(params)} == {(8, 3), (9, 3), (4, 3), (8,), (4,)}
 

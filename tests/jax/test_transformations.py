@@ -31,12 +31,12 @@ def adapter(seed, *shape, rank=2):
 
 
 def in_numpy(tree):
-    """Adapters and states of NumPy arrays."""
-    return jax.tree.map(np.asarray, tree)
+    """Adapters, gradients and states of NumPy arrays."""
+    return jax.tree.map(np.asarray, LowRank(*tree) if isinstance(tree, lj.Pair) else tree)
 
 
 def pair_of(seed, m, n, rows=5):
-    return lj._pytrees.Pair(jnp.asarray(normal(seed, m, rows)), jnp.asarray(normal(seed + 1, n, rows)))
+    return lj.Pair(jnp.asarray(normal(seed, m, rows)), jnp.asarray(normal(seed + 1, n, rows)))
 
 
 def assert_equal_matrices(W, expected, tolerance=1e-10):
@@ -197,7 +197,7 @@ def test_a_stack_of_adapters_is_a_batch_too():
         updates, state = tx.update(G, state, W)
         W = optax.apply_updates(W, updates)
     for i in range(4):
-        own_W, own_G, own_M = (LowRank(A.U[i], A.V[i]) for A in (before, G, old.M))
+        own_W, own_G, own_M = (type(A)(A.U[i], A.V[i]) for A in (before, G, old.M))
         alone, _ = tx.update(own_G, old._replace(M=own_M), own_W)
         assert_equal_matrices(LowRank(W.U[i], W.V[i]), optax.apply_updates(own_W, alone))
 
@@ -242,11 +242,11 @@ def test_clipping_is_by_the_norm_of_the_matrices():
     clipped, _ = lj.clip_by_global_norm(1.0).update(G, optax.EmptyState())
     np.testing.assert_allclose(clipped["W"].to_dense(), G["W"].to_dense() / np.linalg.norm(whole), rtol=1e-10)
     np.testing.assert_allclose(clipped["b"], G["b"] / np.linalg.norm(whole), rtol=1e-10)
-    many = lj._pytrees.Pair(jnp.asarray(normal(5, 9, 400)), jnp.asarray(normal(6, 7, 400)))
+    many = lj.Pair(jnp.asarray(normal(5, 9, 400)), jnp.asarray(normal(6, 7, 400)))
     assert_equal_matrices(lj.clip_by_global_norm(1.0).update(many, None)[0], many / float(many.norm()))
     kept, _ = lj.clip_by_global_norm(1e3).update(G, optax.EmptyState())
     np.testing.assert_array_equal(kept["W"].U, G["W"].U)
-    nothing = {"W": lj._pytrees.Pair(jnp.zeros((9, 3)), jnp.zeros((7, 3)))}
+    nothing = {"W": lj.Pair(jnp.zeros((9, 3)), jnp.zeros((7, 3)))}
     assert np.isfinite(lj.clip_by_global_norm(1.0).update(nothing, None)[0]["W"].U).all()
 
 
@@ -254,7 +254,7 @@ def test_the_norm_of_a_pair_that_cancels_is_right():
     """As near an optimum, where S and X stay large."""
     U, V = (np.asarray(normal(seed, n, 4), np.float32) for seed, n in ((5, 90), (6, 70)))
     off = 1e-4 * np.asarray(normal(7, 90, 4), np.float32)
-    G = lj._pytrees.Pair(jnp.asarray(np.hstack([U, off - U])), jnp.asarray(np.hstack([V, V])))
+    G = lj.Pair(jnp.asarray(np.hstack([U, off - U])), jnp.asarray(np.hstack([V, V])))
     clipped, _ = lj.clip_by_global_norm(1e-3).update(G, None)
     assert np.linalg.norm(np.float64(clipped.U) @ np.float64(clipped.V).T) == pytest.approx(1e-3, rel=2e-3)
 
@@ -286,6 +286,50 @@ def test_what_would_mix_a_pair_with_the_factors_is_an_error_even_where_shapes_ag
     tx = optax.chain(first, lj.oplora(0.1))
     with pytest.raises(ValueError):
         tx.update(pair_of(10, 9, 7, rows=2), tx.init(W), W)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        optax.scale(0.5), optax.clip(1.0), optax.clip_by_global_norm(1.0), optax.clip_by_block_rms(1.0),
+        optax.adaptive_grad_clip(0.1), optax.scale_by_sign(), optax.normalize_by_update_norm(),
+        optax.centralize(), optax.scale_by_schedule(lambda t: 0.5),
+        optax.contrib.differentially_private_aggregate(1.0, 0.1, key=0),
+    ],
+    ids=lambda tx: tx.update.__qualname__.partition(".")[0],
+)  # fmt: skip
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_would_take_a_pair_for_two_arrays_is_an_error(first, compiled):
+    W = adapter(0, 9, 7)
+    tx = optax.chain(first, lj.oplora(0.1))
+    update = jax.jit(tx.update) if compiled else tx.update
+    with pytest.raises((TypeError, ValueError, NotImplementedError, IndexError)):  # as JAX takes it: a key is no number
+        update({"W": pair_of(10, 9, 7, rows=2)}, tx.init({"W": W}), {"W": W})
+
+
+def test_gradients_of_the_factors_are_an_error():
+    W, tx = adapter(0, 9, 7), lj.oplora(0.1)
+    of_factors = jax.grad(lambda W: jnp.sum(lj.lora(jnp.ones((3, 7)), W) ** 2))(W)
+    with pytest.raises(TypeError, match=r"`params\['W'\]` is a LowRank and no lorsum.jax.Pair"):
+        tx.update({"W": of_factors}, tx.init({"W": W}), {"W": W})
+
+
+def test_the_norm_of_all_gradients_is_that_of_their_matrices():
+    G = {"W": pair_of(10, 9, 7), "b": jnp.asarray(normal(3, 9)), "stack": lj.Pair(*adapter(20, 3, 5, 6, rank=2))}
+    whole = np.concatenate([np.ravel(x.to_dense() if isinstance(x, lj.Pair) else x) for x in G.values()])
+    assert float(jit(lj.global_norm)(G)) == pytest.approx(np.linalg.norm(whole), rel=1e-12)
+    assert float(lj.global_norm({"none": None})) == 0
+
+
+def test_pairs_pass_transformations_of_jax():
+    G = pair_of(10, 9, 7)
+    stack = jax.vmap(lambda c: lj.Pair(G.U * c, G.V))(jnp.arange(3.0))
+    assert isinstance(stack, lj.Pair) and stack.shape == (3, 9, 7)
+    norms = jax.lax.map(lambda one: one.norm(), stack)
+    np.testing.assert_allclose(norms, G.norm() * jnp.arange(3.0), rtol=1e-12)
+    np.testing.assert_allclose(jax.vmap(lambda one: one.norm())(stack), norms, rtol=1e-12)
+    assert isinstance(jit(lambda G: G)(stack), lj.Pair)
+    assert isinstance(jax.device_put(G), lj.Pair)
 
 
 def test_an_average_over_steps_is_an_error():
@@ -326,7 +370,7 @@ def test_half_precision_parameters_keep_their_precision():
     tx = lj.oplora(0.1, momentum=0.9)
     state = tx.init(W)
     assert state.M.dtype == jnp.float32
-    updates, _ = jit(tx.update)(jax.tree.map(lambda a: a.astype(jnp.bfloat16), pair_of(10, 9, 7)), state, W)
+    updates, _ = jit(tx.update)(pair_of(10, 9, 7).astype(jnp.bfloat16), state, W)
     assert optax.apply_updates(W, updates).dtype == jnp.bfloat16
 
 
@@ -361,7 +405,8 @@ def test_compiled_steps_are_finite_where_the_input_is(case, iters, reg):
     W, G = SINGULAR[case](*map(in_numpy, (adapter(0, 9, 7), LowRank(*pair_of(10, 9, 7)))))
     tx, update = singular_step(iters, reg)
     rule = optim.OPLoRA(lr=0.1, momentum=0.9, iters=iters, reg=reg)
-    params, gradient = jax.tree.map(jnp.asarray, (W, G))
+    params = jax.tree.map(jnp.asarray, W)
+    gradient = lj.Pair(*map(jnp.asarray, G)) if isinstance(G, LowRank) else jnp.asarray(G)
     state = tx.init(params)
     expected_state = in_numpy(state)._replace(count=0)
     updates, state = update(gradient, state, params)
@@ -380,7 +425,7 @@ def test_a_gradient_that_is_not_finite_is_left_out():
     W = adapter(0, 9, 7)
     tx = lj.apply_if_finite(lj.oplora(0.1, momentum=0.9))
     state = tx.init(W)
-    bad = lj._pytrees.Pair(jnp.full((9, 3), jnp.nan), jnp.ones((7, 3)))
+    bad = lj.Pair(jnp.full((9, 3), jnp.nan), jnp.ones((7, 3)))
     updates, state = jit(tx.update)(bad, state, W)
     assert_equal_matrices(optax.apply_updates(W, updates), W)
     assert int(state.notfinite_count) == 1
@@ -391,7 +436,7 @@ def test_a_gradient_that_is_not_finite_is_left_out():
 
 def test_a_product_that_overflows_is_left_out_too():
     W, tx = adapter(0, 9, 7), lj.apply_if_finite(lj.oplora(0.1, momentum=0.9))
-    G = lj._pytrees.Pair(jnp.full((9, 3), 1e200), jnp.full((7, 3), 1e200))
+    G = lj.Pair(jnp.full((9, 3), 1e200), jnp.full((7, 3), 1e200))
     updates, state = jit(tx.update)(G, tx.init(W), W)
     assert int(state.notfinite_count) == 1 and not np.any(updates.U)
 
@@ -399,7 +444,7 @@ def test_a_product_that_overflows_is_left_out_too():
 def test_a_gradient_that_is_not_finite_is_an_error_without_jit():
     W, tx = adapter(0, 9, 7), lj.oplora(0.1)
     with pytest.raises(ValueError, match="NaN or an infinity"):
-        tx.update(lj._pytrees.Pair(jnp.full((9, 3), jnp.nan), jnp.ones((7, 3))), tx.init(W), W)
+        tx.update(lj.Pair(jnp.full((9, 3), jnp.nan), jnp.ones((7, 3))), tx.init(W), W)
 
 
 # Bad input

@@ -1,0 +1,52 @@
+"""Low-rank matrices and the states of the rules in files: for ``jax.export``, and for Flax where it is imported."""
+
+import sys
+
+from jax import export
+
+from lorsum.jax._pytrees import Pair
+from lorsum.jax.wrappers import ApplyIfFiniteState
+from lorsum.lowrank import LowRank, LowRankSum
+from lorsum.optim.factors import AdamWState, SGDState
+from lorsum.optim.matrices import SVDLoRAState
+from lorsum.optim.oplora import OPLoRAState
+from lorsum.optim.scaled import ScaledOPLoRAState
+
+__all__ = ["register_with_export", "register_with_flax"]
+
+_NODES = {LowRank: ("U", "V"), Pair: ("U", "V"), LowRankSum: ("terms", "coefficients")}
+_STATES = (AdamWState, ApplyIfFiniteState, OPLoRAState, SGDState, SVDLoRAState, ScaledOPLoRAState)
+
+
+def register_with_export():
+    """Let arguments and results of exported programs be low-rank matrices, sums, pairs and states."""
+    for kind in _NODES:
+        export.register_pytree_node_serialization(
+            kind,
+            serialized_name=f"lorsum.{kind.__name__}",
+            serialize_auxdata=lambda _: b"",
+            deserialize_auxdata=lambda _: None,
+        )
+    for kind in _STATES:
+        export.register_namedtuple_serialization(kind, serialized_name=f"lorsum.{kind.__name__}")
+
+
+def register_with_flax():
+    """Let ``flax.serialization`` write and read low-rank matrices, once Flax is imported; states are known to it."""
+    serialization = sys.modules.get("flax.serialization")
+    if serialization is None:
+        return
+    for kind, names in _NODES.items():
+        serialization.register_serialization_state(kind, *_state_dicts(serialization, kind, names), override=True)
+
+
+def _state_dicts(serialization, kind, names):
+    def to_state_dict(x):
+        return {name: serialization.to_state_dict(getattr(x, name)) for name in names}
+
+    def from_state_dict(x, state):
+        if not isinstance(state, dict) or set(state) != set(names):
+            raise ValueError(f"a state of a {kind.__name__} has the parts {names}; this has {state!r:.200}.")
+        return kind._of(*(serialization.from_state_dict(getattr(x, name), state[name], name=name) for name in names))
+
+    return to_state_dict, from_state_dict
