@@ -128,7 +128,7 @@ def lorsum(
     ------
     ValueError
         If an argument is out of range, the shapes of ``init`` and ``target`` differ, r exceeds min(m, n), or the input
-        holds a NaN or an infinity (not checked under ``jax.jit``).
+        holds a NaN or an infinity (not checked under ``jax.jit``, ``torch.compile`` and ``torch.func``).
     TypeError
         If an argument is of the wrong kind, or the arrays belong to different libraries.
     LinAlgError

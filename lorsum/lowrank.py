@@ -172,8 +172,9 @@ class LowRank(_Linear):
     """The matrix ``U @ V.T``, never formed.
 
     Arithmetic (``+``, ``-``, ``*`` and ``/`` by a number) computes nothing and gives a :class:`LowRankSum`. ``@``
-    with an array multiplies through the factors; with another low-rank matrix it gives a :class:`LowRank`. ``U, V =
-    W`` unpacks.
+    with an array multiplies through the factors; with another low-rank matrix, a sum, a SciPy operator or sparse matrix
+    it gives a :class:`LowRank`. ``U, V = W`` unpacks. NumPy's functions take no low-rank matrix, since it is never
+    formed but by :meth:`to_dense`; SciPy's operators and sparse matrices neither, on their right: ``(W.T @ A.T).T``.
 
     Parameters
     ----------
@@ -193,6 +194,11 @@ class LowRank(_Linear):
     -----
     Shapes and dtypes are checked here; a NaN or an infinity is reported by the verb that meets it, so that making a
     ``LowRank`` costs no pass over its factors. r may exceed min(m, n): the gradient SᵀX of a large batch does.
+
+    A number of another library than the factors' multiplies by its value, without changing the precision. PyTorch's
+    tensors may be batched by ``torch.func.vmap``, differentiated, meta or fake, and compiled: inside of ``torch.compile``
+    write :meth:`dot` for ``@``, and ``LowRankSum([W, G], [1, -lr])`` where ``lr`` or a term is a tensor, since the
+    compiler does not follow an operator between a tensor and an object.
 
     Examples
     --------

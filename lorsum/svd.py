@@ -101,8 +101,8 @@ def truncated_svd(A, rank=None, *, rtol=None, method="auto", tol=0.0, oversample
     TypeError
         If ``A`` is no matrix, or an argument is of the wrong kind.
     LinAlgError
-        If an iterative method does not converge: the residual of Krylov methods exceeds max(tol, √eps) σ₁, or a
-        direction has been missed along which A is larger than σ_r.
+        If an iterative method does not converge: the residual of Krylov methods exceeds max(tol, √eps) σ₁, or the
+        check finds a direction that has been missed, along which A is larger than σ_r.
 
     Notes
     -----
@@ -113,13 +113,21 @@ def truncated_svd(A, rank=None, *, rtol=None, method="auto", tol=0.0, oversample
     R) and q = min(n, R), against 2mnR + S(m, n) for ``"lapack"``. S(p, q) = 6 max(p, q) min(p, q)² + 20 min(p, q)³ is
     the SVD, and the QRs count twice because they run at half the speed. A square matrix is at balance at R ≈ 0.85 n.
     With a dense term it is ``"lapack"``. With an operator it is ``"arpack"``, of SciPy's solvers the one that repeated
-    and clustered singular values do not upset, but ``"lapack"`` where m n ≤ 10⁶, 5r ≥ min(m, n) or ``rtol`` is given.
+    and clustered singular values upset least, but ``"lapack"`` where m n ≤ 10⁶, 5r ≥ min(m, n) or ``rtol`` is given.
 
-    ARPACK and LOBPCG work with AᴴA, which costs them what is below √eps σ₁; the refinement restores most of it. LOBPCG
-    breaks down on a matrix of rank little above r, and PROPACK where more singular values are equal than it can tell
-    apart; both raise then.
+    Any solver may miss some of several singular values that are equal or nearly so, PROPACK most often. What the Krylov
+    methods return is therefore checked: ‖A − U diag(s) Vh‖ is estimated from below, in a block Krylov space of 80
+    random columns, and must not exceed σ_r. That finds a missed value that stands out from σ_r against the rest of the
+    spectrum; of values that lie closer together than it can tell apart, others than the largest may be returned, with an
+    error of the size of that distance. Inside of a cluster narrower than its tolerance ARPACK may not converge either,
+    nor LOBPCG, which also breaks down on a matrix of rank little above r, nor ``"subspace"`` where the cluster has more
+    than r + ``oversample`` values: they raise then. A ``tol`` as wide as the cluster lets them pass, with a result as
+    close as that. Only the exact methods take no notice of clusters.
 
-    ``rtol`` and ``"subspace"`` look at values, so that they do not work inside ``jax.jit``.
+    ARPACK and LOBPCG work with AᴴA, which costs them what is below √eps σ₁; the refinement restores most of it.
+
+    ``rtol`` and ``"subspace"`` look at values, so that they do not work inside ``jax.jit`` and ``torch.func.vmap``, nor
+    on meta tensors. The iterative methods draw NumPy's random numbers, which ``torch.compile`` does not follow.
 
     References
     ----------
