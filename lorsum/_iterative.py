@@ -79,10 +79,10 @@ def _check_convergence(A, U, s, Vh, solver, tol, rng):
 
 
 def _norm_from_below(A, rng, columns=4, steps=20):
-    """The largest Ritz value in a block Krylov space: nearly ‖A‖, and never above it, so that no right answer is refused.
+    """The largest Ritz value in a block Krylov space: nearly ‖A‖, never above it, so that no right answer is refused.
 
-    It misses the norm by a part of about (log(min(m, n)) / steps)² at worst (Musco and Musco, 2015), and by none that
-    matters where a few singular values stand out.
+    It falls short of the norm by a part of about (log(min(m, n)) / steps)² at worst (Musco and Musco, 2015), and by
+    next to nothing where few singular values stand out.
     """
     steps = min(steps, min(A.shape) // columns)
     blocks = [_range(A, columns, 0, rng)]

@@ -120,9 +120,9 @@ def lorsum(
     Returns
     -------
     LowRank
-        The approximation of ``init``'s rank, in ``target``'s dtype (a complex ``init`` makes it complex). Its factors are those of the formulas above.
-        Where λ = 0 leaves them free, and they are so badly conditioned that storing them would lose digits, the same
-        matrix is returned with one factor orthonormal.
+        The approximation of ``init``'s rank, in ``target``'s dtype; complex where ``init`` is. Its factors are those of
+        the formulas above. Where λ = 0 leaves them free, and they are so badly conditioned that storing them would lose
+        digits, the same matrix is returned with one factor orthonormal.
 
     Raises
     ------

@@ -196,9 +196,9 @@ class LowRank(_Linear):
     ``LowRank`` costs no pass over its factors. r may exceed min(m, n): the gradient SᵀX of a large batch does.
 
     A number of another library than the factors' multiplies by its value, without changing the precision. PyTorch's
-    tensors may be batched by ``torch.func.vmap``, differentiated, meta or fake, and compiled: inside of ``torch.compile``
-    write :meth:`dot` for ``@``, and ``LowRankSum([W, G], [1, -lr])`` where ``lr`` or a term is a tensor, since the
-    compiler does not follow an operator between a tensor and an object.
+    tensors may be batched by ``torch.func.vmap``, differentiated, meta or fake, and compiled: inside of
+    ``torch.compile`` write :meth:`dot` for ``@``, and ``LowRankSum([W, G], [1, -lr])`` where ``lr`` or a term is a
+    tensor, since the compiler does not follow an operator between a tensor and an object.
 
     Examples
     --------

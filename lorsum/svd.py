@@ -7,7 +7,16 @@ from array_api_compat import is_numpy_array
 from numpy.linalg import LinAlgError
 
 from lorsum import _compiled as compiled
-from lorsum._arrays import as_count, as_number, as_rank, computing_dtype, is_complex, is_scalar, namespace_of, zeros_like
+from lorsum._arrays import (
+    as_count,
+    as_number,
+    as_rank,
+    computing_dtype,
+    is_complex,
+    is_scalar,
+    namespace_of,
+    zeros_like,
+)
 from lorsum._iterative import krylov, randomized, subspace, svd_of
 from lorsum._operators import check_adjoints, is_operator
 from lorsum.lowrank import LowRank, as_sum, require_finite, require_finite_coefficients
@@ -115,14 +124,13 @@ def truncated_svd(A, rank=None, *, rtol=None, method="auto", tol=0.0, oversample
     With a dense term it is ``"lapack"``. With an operator it is ``"arpack"``, of SciPy's solvers the one that repeated
     and clustered singular values upset least, but ``"lapack"`` where m n ≤ 10⁶, 5r ≥ min(m, n) or ``rtol`` is given.
 
-    Any solver may miss some of several singular values that are equal or nearly so, PROPACK most often. What the Krylov
-    methods return is therefore checked: ‖A − U diag(s) Vh‖ is estimated from below, in a block Krylov space of 80
-    random columns, and must not exceed σ_r. That finds a missed value that stands out from σ_r against the rest of the
-    spectrum; of values that lie closer together than it can tell apart, others than the largest may be returned, with an
-    error of the size of that distance. Inside of a cluster narrower than its tolerance ARPACK may not converge either,
-    nor LOBPCG, which also breaks down on a matrix of rank little above r, nor ``"subspace"`` where the cluster has more
-    than r + ``oversample`` values: they raise then. A ``tol`` as wide as the cluster lets them pass, with a result as
-    close as that. Only the exact methods take no notice of clusters.
+    Where singular values are equal or nearly so, a Krylov method may miss some of them, PROPACK most often. What it
+    returns is therefore checked: the spectral norm of A − U diag(s) Vh is estimated from below, in a block Krylov space
+    of 80 columns, and must not exceed σ_r. That finds a missed value that stands out from σ_r; of values closer
+    together than it can tell apart, others than the largest may be returned, with an error of that distance. Nor do
+    ARPACK and LOBPCG always converge inside of a narrow cluster, and ``"subspace"`` does not where more than r +
+    ``oversample`` values form one: they raise then, unless ``tol`` is as wide as the cluster. The exact methods take no
+    notice of clusters. LOBPCG also breaks down, and raises, on a matrix of rank little above r.
 
     ARPACK and LOBPCG work with AᴴA, which costs them what is below √eps σ₁; the refinement restores most of it.
 
@@ -244,7 +252,9 @@ def _check_honoured(method, **options):
     for name, value in options.items():
         if value is not None and method in _METHODS and method not in _HONOURED_BY[name]:
             others = ", ".join(map(repr, _HONOURED_BY[name]))
-            raise ValueError(f"`{name}` is {value}, of which `method` {method!r} makes no use: leave it out, or take {others}.")
+            raise ValueError(
+                f"`{name}` is {value}, of which `method` {method!r} makes no use: leave it out, or take {others}."
+            )
 
 
 def _checked_rng(rng):
