@@ -138,6 +138,8 @@ def as_number(x, name="number"):
 
 def as_coefficient(c, like, name="coefficient"):
     """A number to multiply arrays of the library of ``like`` with: Python's, or an array of that library."""
+    if type(c) is float:
+        return c
     c = as_number(c, name)
     if not is_array_api_obj(c) or namespace_of(c) is namespace_of(like):
         return c

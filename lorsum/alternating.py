@@ -364,7 +364,8 @@ def _checked(target, init, reg):
     else:
         check_init(init, sum_)
     require_finite_coefficients(target=sum_)
-    check_adjoints("target", filter(is_operator, sum_.terms))
+    if not sum_.is_factored:
+        check_adjoints("target", filter(is_operator, sum_.terms))
     return sum_, init, _checked_reg(reg)
 
 

@@ -92,15 +92,16 @@ class _Linear:
         return LowRankSum._of(left.terms + right.terms, left.coefficients + coefficients)
 
     def __matmul__(self, other):
-        return self.dot(other) if _is_factor(other) else NotImplemented
+        other = _as_factor(other)
+        return NotImplemented if other is None else _multiplied(self, other)
 
     def __rmatmul__(self, other):
-        if not _is_factor(other):
-            return NotImplemented
-        if is_operator(other) or (is_sparse(other) and other.ndim == 2):
-            return as_sum(other, "left").dot(self)
         other = _as_factor(other)
-        product = self.T.dot(other if other.ndim == 1 else other.mT)
+        if other is None:
+            return NotImplemented
+        if not is_array_api_obj(other):
+            return _multiplied(as_sum(other, "left"), self)
+        product = _multiplied(self.T, other if other.ndim == 1 else other.mT)
         return product if other.ndim == 1 else product.mT
 
     def dot(self, other):
@@ -123,15 +124,10 @@ class _Linear:
         >>> W.dot(np.eye(3)).shape, W.dot(W.T)
         ((4, 3), LowRank(4 × 4, rank 1, float64))
         """
-        if not _is_factor(other):
+        factor = _as_factor(other)
+        if factor is None:
             raise TypeError(f"`other` is a {type(other).__name__}; an array or a matrix is needed.")
-        other = _as_factor(other)
-        _check_inner(self, other)
-        if not is_array_api_obj(other):
-            return _product(self, other)
-        if other.ndim == 1:
-            return _times_in_common_dtype(self, other[:, None])[..., 0]
-        return _times_in_common_dtype(self, other)
+        return _multiplied(self, factor)
 
     def as_linear_operator(self):
         """The matrix as a SciPy ``LinearOperator``, for NumPy arrays without batch dimensions; nothing is formed.
@@ -607,7 +603,7 @@ def require_finite_coefficients(**sums):
     """An error that names the coefficient that is a NaN or an infinity, if there is one."""
     for argument, sum_ in sums.items():
         for i, c in enumerate(sum_.coefficients):
-            if not (is_finite(c) if is_array_api_obj(c) else c - c == 0):  # ∞ − ∞ is a NaN
+            if not (c - c == 0 if isinstance(c, (int, float, complex)) else is_finite(c)):  # ∞ − ∞ is a NaN
                 raise ValueError(f"`{argument}` has the coefficient {c} at its term {i}; a finite number is needed.")
 
 
@@ -628,16 +624,21 @@ def _padded(factor, rank):
     return namespace_of(factor).concat([factor, zeros_like((*factor.shape[:-1], missing), factor)], axis=-1)
 
 
-def _is_factor(x):
-    """True for what a matrix may be multiplied by."""
-    return isinstance(x, _Linear) or is_operator(x) or is_sparse(x) or (_is_array_like(x) and x.ndim > 0)
-
-
 def _as_factor(x):
-    """The same as it is computed with: a matrix that is not formed, or an array."""
-    if isinstance(x, _Linear) or is_operator(x) or (is_sparse(x) and x.ndim == 2):
+    """What a matrix may be multiplied by: an array, or a matrix that is not formed; else None."""
+    if type(x) is not np.ndarray and (isinstance(x, _Linear) or is_operator(x) or (is_sparse(x) and x.ndim == 2)):
         return x
-    return as_array(x.toarray() if is_sparse(x) else x, "operand", ndim=1)
+    if is_sparse(x):
+        x = x.toarray()
+    return as_array(x, "operand", ndim=1) if _is_array_like(x) and x.ndim > 0 else None
+
+
+def _multiplied(A, B):
+    """A B, for what :func:`_as_factor` gives."""
+    _check_inner(A, B)
+    if not is_array_api_obj(B):
+        return _product(A, B)
+    return _times_in_common_dtype(A, B[:, None])[..., 0] if B.ndim == 1 else _times_in_common_dtype(A, B)
 
 
 def _check_inner(left, right):
