@@ -408,5 +408,5 @@ def check_choices(**chosen):
     """An error unless each option is one of its choices."""
     for name, value in chosen.items():
         choices = _CHOICES[name]
-        if value not in choices:
+        if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
             raise ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(map(repr, choices))}.")

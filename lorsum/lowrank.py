@@ -626,10 +626,10 @@ def _padded(factor, rank):
 
 def _as_factor(x):
     """What a matrix may be multiplied by: an array, or a matrix that is not formed; else None."""
-    if type(x) is not np.ndarray and (isinstance(x, _Linear) or is_operator(x) or (is_sparse(x) and x.ndim == 2)):
-        return x
     if is_sparse(x):
-        x = x.toarray()
+        return x if x.ndim == 2 else as_array(x.toarray(), "operand", ndim=1)
+    if type(x) is not np.ndarray and (isinstance(x, _Linear) or is_operator(x)):
+        return x
     return as_array(x, "operand", ndim=1) if _is_array_like(x) and x.ndim > 0 else None
 
 
@@ -692,7 +692,7 @@ def _scaled(x, c):
     """c x; a coefficient that is out of the range of x's dtype, though the product may not be, in two steps."""
     if not _is_extreme(c):
         return x if type(c) in (int, float) and c == 1 else c * x
-    root = abs(c) ** 0.5
+    root = _size(c) ** 0.5
     return (c / root) * (root * x)
 
 
@@ -701,7 +701,7 @@ def _with_coefficient(A, c):
     if not _is_extreme(c):
         return _scaled(A.U, c), A.V
     columns, rows = column_sizes(A.U), column_sizes(A.V)
-    if abs(c) > 1:
+    if _size(c) > 1:
         return A.U / columns, _scaled(A.V * columns, c)
     first = namespace_of(columns).where(columns > rows, _scaled(columns, c), _scaled(rows, c))
     second = namespace_of(columns).where(columns > rows, rows, columns)
@@ -710,7 +710,14 @@ def _with_coefficient(A, c):
 
 def _is_extreme(c):
     """True for a number whose product with another of single precision may leave its range, or be lost in it."""
-    return isinstance(c, (int, float, complex)) and c != 0 and not 1e-15 < abs(c) < 1e15 and c - c == 0
+    if not isinstance(c, (int, float, complex)):
+        return False
+    return not 1e-15 < _size(c) < 1e15 and c != 0 and c - c == 0
+
+
+def _size(c):
+    """The larger of a number's two parts: the modulus may overflow."""
+    return max(abs(c.real), abs(c.imag))
 
 
 def _term_times(term, c, X):

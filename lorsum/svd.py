@@ -2,13 +2,13 @@
 
 from typing import Any, NamedTuple
 
-import numpy as np
 from array_api_compat import is_numpy_array
 from numpy.linalg import LinAlgError
 
 from lorsum import _compiled as compiled
 from lorsum._arrays import (
     as_count,
+    as_generator,
     as_number,
     as_rank,
     computing_dtype,
@@ -167,7 +167,7 @@ def truncated_svd(A, rank=None, *, rtol=None, method="auto", tol=0.0, oversample
         if iters is None
         else as_count(iters, "iters", least=0 if method == "randomized" else 1)
     )
-    rng = None if method in _EXACT else _checked_rng(rng)
+    rng = None if method in _EXACT else as_generator(rng)
     if method == "factored":
         require_finite_coefficients(A=sum_)  # the factors are looked at where something is amiss
     else:
@@ -255,13 +255,6 @@ def _check_honoured(method, **options):
             raise ValueError(
                 f"`{name}` is {value}, of which `method` {method!r} makes no use: leave it out, or take {others}."
             )
-
-
-def _checked_rng(rng):
-    try:
-        return np.random.default_rng(rng)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"`rng` is {rng!r}; a seed or a numpy.random.Generator is needed.") from None
 
 
 def _checked_method(A, method, rank):

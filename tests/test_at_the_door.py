@@ -284,6 +284,25 @@ def test_a_traced_number_and_a_gradient_are_not_dropped():
         torch.tensor(0.5, requires_grad=True) * W
 
 
+def test_the_numbers_of_a_metric():
+    A = LowRank(np.ones((M, 1)), np.ones((M, 1)))
+    expected = ls.lorsum(W + G, metric=(ls.Damped(A, 0.25), None))
+    for c in (NUMBERS["jax"], NUMBERS["torch"], NUMBERS["fraction"], np.float32(0.25)):
+        np.testing.assert_array_equal(ls.lorsum(W + G, metric=(ls.Damped(A, c), None)).U, expected.U)
+    for c, message in NO_NUMBERS.values():
+        with pytest.raises((TypeError, ValueError), match=rf"`metric\[0\].damping` is .*({message})"):
+            ls.lorsum(W + G, metric=(ls.Damped(A, c), None))
+
+
+def test_a_seed_that_is_none_is_named():
+    for use in (
+        lambda: ls.lorsum(W, oversample=1, rng="a"),
+        lambda: ls.truncated_svd(W, 1, method="subspace", rng="a"),
+    ):
+        with pytest.raises((TypeError, ValueError), match="`rng` is 'a'; a seed"):
+            use()
+
+
 def test_options_that_are_no_text():
     for use in (
         lambda: ls.truncated_svd(W, rtol="0.5"),
@@ -340,6 +359,8 @@ def test_finite_answers_near_the_ends_of_single_precision(u, v, c):
 
 
 def test_norms_of_huge_complex_parts():
+    with np.errstate(over="ignore"):
+        assert float(LowRankSum([np.full((2, 2), 1.7e308 * (1 + 1j))]).norm()) == np.inf  # which no double holds
     D = np.full((1, 1), 1e308 * (1 + 1j))
     assert float(LowRankSum([D]).norm()) == pytest.approx(2**0.5 * 1e308, rel=1e-14)
     assert ls.truncated_svd(D, 1).s[0] == pytest.approx(2**0.5 * 1e308, rel=1e-14)
