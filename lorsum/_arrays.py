@@ -1,6 +1,7 @@
 """Floor 0: array namespaces, dtypes, and the checks at the door that every verb shares."""
 
 import operator
+from functools import cache
 from numbers import Number, Real
 
 import array_api_compat.numpy
@@ -13,6 +14,7 @@ __all__ = [
     "as_coefficient",
     "as_count",
     "as_float",
+    "as_generator",
     "as_number",
     "as_rank",
     "column_sizes",
@@ -93,12 +95,17 @@ def _of_floats(x, name):
     xp = namespace_of(x)
     if xp.isdtype(x.dtype, ("bool", "integral")):
         return xp.astype(x, xp.asarray(1.0).dtype)
-    dtype = str(x.dtype).rpartition(".")[2]
-    if dtype not in _FLOATS:
-        raise TypeError(f"`{name}` has dtype {dtype}; {_NUMBERS}: convert it, e.g. to float32.")
-    if "sparse" in str(getattr(x, "layout", "")):
+    if not _is_known(type(x).__module__, x.dtype):
+        raise TypeError(f"`{name}` has dtype {x.dtype}; {_NUMBERS}: convert it, e.g. to float32.")
+    if type(x).__module__.startswith("torch") and "sparse" in str(x.layout):
         raise TypeError(f"`{name}` is a sparse tensor; make it dense by `.to_dense()`.")
     return x
+
+
+@cache
+def _is_known(library, dtype):
+    """True for 16 to 64 bits a part. The library is a key too, since dtypes of two do not compare."""
+    return str(dtype).rpartition(".")[2] in _FLOATS
 
 
 def _refuse_masked(x, name):
@@ -138,6 +145,8 @@ def as_number(x, name="number"):
 
 def as_coefficient(c, like, name="coefficient"):
     """A number to multiply arrays of the library of ``like`` with: Python's, or an array of that library."""
+    if type(c) is float:
+        return c
     c = as_number(c, name)
     if not is_array_api_obj(c) or namespace_of(c) is namespace_of(like):
         return c
@@ -210,21 +219,27 @@ def frobenius(x):
 
 
 def column_sizes(x):
-    """Largest modulus of each column, kept as a row; 1 where all is zero."""
+    """Largest number of each column, without its sign, kept as a row; 1 where all is zero."""
     xp = namespace_of(x)
     if x.shape[-2] == 0:
         return xp.abs(ones_like((*x.shape[:-2], 1, x.shape[-1]), x))
-    largest = xp.max(xp.abs(x), axis=-2, keepdims=True)
+    largest = xp.max(_sizes(x), axis=-2, keepdims=True)
     return xp.where(largest > 0, largest, xp.ones_like(largest))
 
 
 def scale_of(x):
-    """Largest modulus over the last two axes, kept as 1 × 1 matrices; 1 where all is zero."""
+    """Largest number over the last two axes, without its sign, kept as 1 × 1 matrices; 1 where all is zero."""
     xp = namespace_of(x)
     if 0 in x.shape[-2:]:
         return xp.abs(ones_like((*x.shape[:-2], 1, 1), x))
-    largest = xp.max(xp.abs(x), axis=(-2, -1), keepdims=True)
+    largest = xp.max(_sizes(x), axis=(-2, -1), keepdims=True)
     return xp.where(largest > 0, largest, xp.ones_like(largest))
+
+
+def _sizes(x):
+    """The numbers without their signs; of complex ones the larger part, since their modulus may overflow."""
+    xp = namespace_of(x)
+    return xp.maximum(xp.abs(xp.real(x)), xp.abs(xp.imag(x))) if is_complex(x) else xp.abs(x)
 
 
 def as_float(x):
@@ -284,8 +299,16 @@ def ones_like(shape, like):
 
 def normal(shape, like, rng):
     """Standard normal numbers in the library and dtype of ``like``, on its device, drawn from a NumPy generator."""
-    draw = np.random.default_rng(rng).standard_normal(shape)
+    draw = as_generator(rng).standard_normal(shape)
     return namespace_of(like).asarray(draw, dtype=like.dtype, **_on_device_of(like))
+
+
+def as_generator(rng):
+    """NumPy's random generator for a seed or a generator."""
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"`rng` is {rng!r}; a seed or a numpy.random.Generator is needed.") from None
 
 
 def _on_device_of(like):

@@ -27,9 +27,7 @@ def as_operator(x, name):
     if dtype is not None:
         dtype = np.dtype(dtype)
         if not _is_numeric(dtype):
-            raise TypeError(
-                f"`{name}` is an operator of dtype {dtype}; {_NUMBERS}: convert what it is made of."
-            )
+            raise TypeError(f"`{name}` is an operator of dtype {dtype}; {_NUMBERS}: convert what it is made of.")
     return x
 
 
@@ -57,7 +55,8 @@ def operator_times(A, X):
         raise _noted(TypeError(f"the operator {A!r} gives a product of dtype {Y.dtype}; {_NUMBERS}."))
     dtype = floating_dtype(A)
     if Y.dtype.kind == "c" and X.dtype.kind != "c" and (dtype is None or dtype.kind != "c"):
-        raise _noted(ValueError(f"the operator {A!r} of dtype {dtype} gives complex products: make it `dtype=complex`."))
+        message = f"the operator {A!r} of dtype {dtype} gives complex products: make it `dtype=complex`."
+        raise _noted(ValueError(message))
     return Y.astype(np.result_type(Y.dtype, X.dtype), copy=False)
 
 

@@ -120,15 +120,15 @@ def lorsum(
     Returns
     -------
     LowRank
-        The approximation of ``init``'s rank, in ``target``'s dtype (a complex ``init`` makes it complex). Its factors are those of the formulas above.
-        Where λ = 0 leaves them free, and they are so badly conditioned that storing them would lose digits, the same
-        matrix is returned with one factor orthonormal.
+        The approximation of ``init``'s rank, in ``target``'s dtype; complex where ``init`` is. Its factors are those of
+        the formulas above. Where λ = 0 leaves them free, and they are so badly conditioned that storing them would lose
+        digits, the same matrix is returned with one factor orthonormal.
 
     Raises
     ------
     ValueError
         If an argument is out of range, the shapes of ``init`` and ``target`` differ, r exceeds min(m, n), or the input
-        holds a NaN or an infinity (not checked under ``jax.jit``).
+        holds a NaN or an infinity (not checked under ``jax.jit``, ``torch.compile`` and ``torch.func``).
     TypeError
         If an argument is of the wrong kind, or the arrays belong to different libraries.
     LinAlgError
@@ -364,7 +364,8 @@ def _checked(target, init, reg):
     else:
         check_init(init, sum_)
     require_finite_coefficients(target=sum_)
-    check_adjoints("target", filter(is_operator, sum_.terms))
+    if not sum_.is_factored:
+        check_adjoints("target", filter(is_operator, sum_.terms))
     return sum_, init, _checked_reg(reg)
 
 
@@ -407,5 +408,5 @@ def check_choices(**chosen):
     """An error unless each option is one of its choices."""
     for name, value in chosen.items():
         choices = _CHOICES[name]
-        if value not in choices:
+        if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
             raise ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(map(repr, choices))}.")

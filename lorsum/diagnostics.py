@@ -83,10 +83,9 @@ def gap(approx, target, rank=None):
     dense or operator term is formed, of course. Optimality of W_r is the Eckart–Young–Mirsky theorem; where σ_r =
     σ_{r+1} it is not unique, and ``distance`` is to one of the best.
 
-    Floats carry no gradient. Inside of ``jax.jit``, ``torch.compile`` and ``torch.func`` the numbers stay arrays, checks on
-    values are skipped, and derivatives are those of the QR: they exist where the stacked factors of W and X are fewer
-    than the dimensions and independent, which an X in the span of W is not. Elsewhere differentiate ``(W -
-    X).to_dense()``.
+    Floats carry no gradient. Inside of ``jax.jit``, ``torch.compile`` and ``torch.func`` the numbers stay arrays, and
+    checks on values are skipped. Derivatives are then those of the QR, which has them where the stacked factors of W
+    and X have full rank: an X in the span of W has none. Elsewhere differentiate ``(W - X).to_dense()``.
 
     Examples
     --------

@@ -93,15 +93,16 @@ class _Linear:
         return LowRankSum._of(left.terms + right.terms, left.coefficients + coefficients)
 
     def __matmul__(self, other):
-        return self.dot(other) if _is_factor(other) else NotImplemented
+        other = _as_factor(other)
+        return NotImplemented if other is None else _multiplied(self, other)
 
     def __rmatmul__(self, other):
-        if not _is_factor(other):
-            return NotImplemented
-        if is_operator(other) or (is_sparse(other) and other.ndim == 2):
-            return as_sum(other, "left").dot(self)
         other = _as_factor(other)
-        product = self.T.dot(other if other.ndim == 1 else other.mT)
+        if other is None:
+            return NotImplemented
+        if not is_array_api_obj(other):
+            return _multiplied(as_sum(other, "left"), self)
+        product = _multiplied(self.T, other if other.ndim == 1 else other.mT)
         return product if other.ndim == 1 else product.mT
 
     def dot(self, other):
@@ -124,15 +125,10 @@ class _Linear:
         >>> W.dot(np.eye(3)).shape, W.dot(W.T)
         ((4, 3), LowRank(4 × 4, rank 1, float64))
         """
-        if not _is_factor(other):
+        factor = _as_factor(other)
+        if factor is None:
             raise TypeError(f"`other` is a {type(other).__name__}; an array or a matrix is needed.")
-        other = _as_factor(other)
-        _check_inner(self, other)
-        if not is_array_api_obj(other):
-            return _product(self, other)
-        if other.ndim == 1:
-            return _times_in_common_dtype(self, other[:, None])[..., 0]
-        return _times_in_common_dtype(self, other)
+        return _multiplied(self, factor)
 
     def as_linear_operator(self):
         """The matrix as a SciPy ``LinearOperator``, for NumPy arrays without batch dimensions; nothing is formed.
@@ -173,8 +169,9 @@ class LowRank(_Linear):
     """The matrix ``U @ V.T``, never formed.
 
     Arithmetic (``+``, ``-``, ``*`` and ``/`` by a number) computes nothing and gives a :class:`LowRankSum`. ``@``
-    with an array multiplies through the factors; with another low-rank matrix it gives a :class:`LowRank`. ``U, V =
-    W`` unpacks.
+    with an array multiplies through the factors; with another low-rank matrix, a sum, a SciPy operator or sparse matrix
+    it gives a :class:`LowRank`. ``U, V = W`` unpacks. NumPy's functions take no low-rank matrix, since it is never
+    formed but by :meth:`to_dense`; SciPy's operators and sparse matrices neither, on their right: ``(W.T @ A.T).T``.
 
     Parameters
     ----------
@@ -194,6 +191,11 @@ class LowRank(_Linear):
     -----
     Shapes and dtypes are checked here; a NaN or an infinity is reported by the verb that meets it, so that making a
     ``LowRank`` costs no pass over its factors. r may exceed min(m, n): the gradient SᵀX of a large batch does.
+
+    A number of another library than the factors' multiplies by its value, without changing the precision. PyTorch's
+    tensors may be batched by ``torch.func.vmap``, differentiated, meta or fake, and compiled: inside of
+    ``torch.compile`` write :meth:`dot` for ``@``, and ``LowRankSum([W, G], [1, -lr])`` where ``lr`` or a term is a
+    tensor, since the compiler does not follow an operator between a tensor and an object.
 
     Examples
     --------
@@ -600,7 +602,7 @@ def require_finite_coefficients(**sums):
     """An error that names the coefficient that is a NaN or an infinity, if there is one."""
     for argument, sum_ in sums.items():
         for i, c in enumerate(sum_.coefficients):
-            if not (is_finite(c) if is_array_api_obj(c) else c - c == 0):  # ∞ − ∞ is a NaN
+            if not (c - c == 0 if isinstance(c, (int, float, complex)) else is_finite(c)):  # ∞ − ∞ is a NaN
                 raise ValueError(f"`{argument}` has the coefficient {c} at its term {i}; a finite number is needed.")
 
 
@@ -621,16 +623,21 @@ def _padded(factor, rank):
     return namespace_of(factor).concat([factor, zeros_like((*factor.shape[:-1], missing), factor)], axis=-1)
 
 
-def _is_factor(x):
-    """True for what a matrix may be multiplied by."""
-    return isinstance(x, _Linear) or is_operator(x) or is_sparse(x) or (_is_array_like(x) and x.ndim > 0)
-
-
 def _as_factor(x):
-    """The same as it is computed with: a matrix that is not formed, or an array."""
-    if isinstance(x, _Linear) or is_operator(x) or (is_sparse(x) and x.ndim == 2):
+    """What a matrix may be multiplied by: an array, or a matrix that is not formed; else None."""
+    if is_sparse(x):
+        return x if x.ndim == 2 else as_array(x.toarray(), "operand", ndim=1)
+    if type(x) is not np.ndarray and (isinstance(x, _Linear) or is_operator(x)):
         return x
-    return as_array(x.toarray() if is_sparse(x) else x, "operand", ndim=1)
+    return as_array(x, "operand", ndim=1) if _is_array_like(x) and x.ndim > 0 else None
+
+
+def _multiplied(A, B):
+    """A B, for what :func:`_as_factor` gives."""
+    _check_inner(A, B)
+    if not is_array_api_obj(B):
+        return _product(A, B)
+    return _times_in_common_dtype(A, B[:, None])[..., 0] if B.ndim == 1 else _times_in_common_dtype(A, B)
 
 
 def _check_inner(left, right):
@@ -684,7 +691,7 @@ def _scaled(x, c):
     """c x; a coefficient that is out of the range of x's dtype, though the product may not be, in two steps."""
     if not _is_extreme(c):
         return x if type(c) in (int, float) and c == 1 else c * x
-    root = abs(c) ** 0.5
+    root = _size(c) ** 0.5
     return (c / root) * (root * x)
 
 
@@ -693,7 +700,7 @@ def _with_coefficient(A, c):
     if not _is_extreme(c):
         return _scaled(A.U, c), A.V
     columns, rows = column_sizes(A.U), column_sizes(A.V)
-    if abs(c) > 1:
+    if _size(c) > 1:
         return A.U / columns, _scaled(A.V * columns, c)
     first = namespace_of(columns).where(columns > rows, _scaled(columns, c), _scaled(rows, c))
     second = namespace_of(columns).where(columns > rows, rows, columns)
@@ -702,7 +709,14 @@ def _with_coefficient(A, c):
 
 def _is_extreme(c):
     """True for a number whose product with another of single precision may leave its range, or be lost in it."""
-    return isinstance(c, (int, float, complex)) and c != 0 and not 1e-15 < abs(c) < 1e15 and c - c == 0
+    if not isinstance(c, (int, float, complex)):
+        return False
+    return not 1e-15 < _size(c) < 1e15 and c != 0 and c - c == 0
+
+
+def _size(c):
+    """The larger of a number's two parts: the modulus may overflow."""
+    return max(abs(c.real), abs(c.imag))
 
 
 def _term_times(term, c, X):

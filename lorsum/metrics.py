@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from lorsum._arrays import (
     all_true,
     as_array,
+    as_coefficient,
     common_namespace,
     is_finite,
     is_scalar,
@@ -177,7 +178,11 @@ def _damped_root(M, size, like, name):
     A, damping, power = M
     if A.shape[-2:] != (size, size):
         raise ValueError(f"`{name}` has shape {A.shape}; ({size}, {size}) is needed.")
-    if not is_scalar(damping) or (not is_traced(damping) and not 0 < float(damping) < float("inf")):
+    for x in (damping, power):
+        if not is_scalar(x):
+            raise ValueError(f"`{name}` has damping {damping} and power {power}; numbers are needed.")
+    damping, power = as_coefficient(damping, like, f"{name}.damping"), as_coefficient(power, like, f"{name}.power")
+    if not is_traced(damping) and not 0 < float(damping) < float("inf"):
         raise ValueError(f"`{name}` has damping {damping}; a positive number is needed.")
     xp = namespace_of(A.U, like)
     if xp.isdtype(A.dtype, "complex floating"):

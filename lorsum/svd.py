@@ -2,12 +2,21 @@
 
 from typing import Any, NamedTuple
 
-import numpy as np
 from array_api_compat import is_numpy_array
 from numpy.linalg import LinAlgError
 
 from lorsum import _compiled as compiled
-from lorsum._arrays import as_count, as_number, as_rank, computing_dtype, is_complex, is_scalar, namespace_of, zeros_like
+from lorsum._arrays import (
+    as_count,
+    as_generator,
+    as_number,
+    as_rank,
+    computing_dtype,
+    is_complex,
+    is_scalar,
+    namespace_of,
+    zeros_like,
+)
 from lorsum._iterative import krylov, randomized, subspace, svd_of
 from lorsum._operators import check_adjoints, is_operator
 from lorsum.lowrank import LowRank, as_sum, require_finite, require_finite_coefficients
@@ -101,8 +110,8 @@ def truncated_svd(A, rank=None, *, rtol=None, method="auto", tol=0.0, oversample
     TypeError
         If ``A`` is no matrix, or an argument is of the wrong kind.
     LinAlgError
-        If an iterative method does not converge: the residual of Krylov methods exceeds max(tol, √eps) σ₁, or a
-        direction has been missed along which A is larger than σ_r.
+        If an iterative method does not converge: the residual of Krylov methods exceeds max(tol, √eps) σ₁, or the
+        check finds a direction that has been missed, along which A is larger than σ_r.
 
     Notes
     -----
@@ -113,13 +122,20 @@ def truncated_svd(A, rank=None, *, rtol=None, method="auto", tol=0.0, oversample
     R) and q = min(n, R), against 2mnR + S(m, n) for ``"lapack"``. S(p, q) = 6 max(p, q) min(p, q)² + 20 min(p, q)³ is
     the SVD, and the QRs count twice because they run at half the speed. A square matrix is at balance at R ≈ 0.85 n.
     With a dense term it is ``"lapack"``. With an operator it is ``"arpack"``, of SciPy's solvers the one that repeated
-    and clustered singular values do not upset, but ``"lapack"`` where m n ≤ 10⁶, 5r ≥ min(m, n) or ``rtol`` is given.
+    and clustered singular values upset least, but ``"lapack"`` where m n ≤ 10⁶, 5r ≥ min(m, n) or ``rtol`` is given.
 
-    ARPACK and LOBPCG work with AᴴA, which costs them what is below √eps σ₁; the refinement restores most of it. LOBPCG
-    breaks down on a matrix of rank little above r, and PROPACK where more singular values are equal than it can tell
-    apart; both raise then.
+    Where singular values are equal or nearly so, a Krylov method may miss some of them, PROPACK most often. What it
+    returns is therefore checked: the spectral norm of A − U diag(s) Vh is estimated from below, in a block Krylov space
+    of 80 columns, and must not exceed σ_r. That finds a missed value that stands out from σ_r; of values closer
+    together than it can tell apart, others than the largest may be returned, with an error of that distance. Nor do
+    ARPACK and LOBPCG always converge inside of a narrow cluster, and ``"subspace"`` does not where more than r +
+    ``oversample`` values form one: they raise then, unless ``tol`` is as wide as the cluster. The exact methods take no
+    notice of clusters. LOBPCG also breaks down, and raises, on a matrix of rank little above r.
 
-    ``rtol`` and ``"subspace"`` look at values, so that they do not work inside ``jax.jit``.
+    ARPACK and LOBPCG work with AᴴA, which costs them what is below √eps σ₁; the refinement restores most of it.
+
+    ``rtol`` and ``"subspace"`` look at values, so that they do not work inside ``jax.jit`` and ``torch.func.vmap``, nor
+    on meta tensors. The iterative methods draw NumPy's random numbers, which ``torch.compile`` does not follow.
 
     References
     ----------
@@ -151,7 +167,7 @@ def truncated_svd(A, rank=None, *, rtol=None, method="auto", tol=0.0, oversample
         if iters is None
         else as_count(iters, "iters", least=0 if method == "randomized" else 1)
     )
-    rng = None if method in _EXACT else _checked_rng(rng)
+    rng = None if method in _EXACT else as_generator(rng)
     if method == "factored":
         require_finite_coefficients(A=sum_)  # the factors are looked at where something is amiss
     else:
@@ -236,14 +252,9 @@ def _check_honoured(method, **options):
     for name, value in options.items():
         if value is not None and method in _METHODS and method not in _HONOURED_BY[name]:
             others = ", ".join(map(repr, _HONOURED_BY[name]))
-            raise ValueError(f"`{name}` is {value}, of which `method` {method!r} makes no use: leave it out, or take {others}.")
-
-
-def _checked_rng(rng):
-    try:
-        return np.random.default_rng(rng)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"`rng` is {rng!r}; a seed or a numpy.random.Generator is needed.") from None
+            raise ValueError(
+                f"`{name}` is {value}, of which `method` {method!r} makes no use: leave it out, or take {others}."
+            )
 
 
 def _checked_method(A, method, rank):

@@ -1,4 +1,4 @@
-"""What every verb does with the kinds of arrays, numbers and operands that reach it: takes them rightly, or says why not.
+"""What every verb does with the kinds of arrays, numbers and operands that reach it: takes them, or says why not.
 
 The computing dtype is that of all terms and coefficients together, in floating point; what is not made of real or
 complex numbers of up to double precision is refused by the name of its argument.
@@ -86,13 +86,13 @@ def test_what_is_not_made_of_numbers_is_refused_by_name(name, verb, kind):
 @pytest.mark.parametrize("kind", REFUSED)
 @pytest.mark.parametrize("verb", [lambda A: W + A, lambda A: ls.lorsum(A, init=INIT), lambda A: LowRank(A, A)])
 def test_tables_are_looked_at_too(verb, kind):
-    with pytest.raises(TypeError, match="`(array|target|U)` "):
+    with pytest.raises(TypeError, match=r"`(array|target|U)` "):
         verb(REFUSED[kind])
 
 
 @pytest.mark.parametrize("x", [[[1.0, np.ma.masked]], [np.ma.array([1.0, 2.0])], ([1.0], [np.ma.masked])], ids=str)
 def test_masks_are_found_inside_of_lists(x):
-    with pytest.raises(TypeError, match="`U` is a masked array"):
+    with pytest.raises(TypeError, match=r"`U` is a masked array"):
         LowRank(x, [[1.0]])
 
 
@@ -278,15 +278,38 @@ def test_what_is_no_number_is_refused_by_name(library, kind):
 
 
 def test_a_traced_number_and_a_gradient_are_not_dropped():
-    with pytest.raises(TypeError, match="`coefficient` is a number that jax traces, the matrix is of numpy"):
+    with pytest.raises(TypeError, match=r"`coefficient` is a number that jax traces, the matrix is of numpy"):
         jax.jit(lambda c: (c * W).to_dense())(0.5)
-    with pytest.raises(TypeError, match="`coefficient` is a number that torch traces, the matrix is of numpy"):
+    with pytest.raises(TypeError, match=r"`coefficient` is a number that torch traces, the matrix is of numpy"):
         torch.tensor(0.5, requires_grad=True) * W
 
 
+def test_the_numbers_of_a_metric():
+    A = LowRank(np.ones((M, 1)), np.ones((M, 1)))
+    expected = ls.lorsum(W + G, metric=(ls.Damped(A, 0.25), None))
+    for c in (NUMBERS["jax"], NUMBERS["torch"], NUMBERS["fraction"], np.float32(0.25)):
+        np.testing.assert_array_equal(ls.lorsum(W + G, metric=(ls.Damped(A, c), None)).U, expected.U)
+    for c, message in NO_NUMBERS.values():
+        with pytest.raises((TypeError, ValueError), match=rf"`metric\[0\].damping` is .*({message})"):
+            ls.lorsum(W + G, metric=(ls.Damped(A, c), None))
+
+
+def test_a_seed_that_is_none_is_named():
+    for use in (
+        lambda: ls.lorsum(W, oversample=1, rng="a"),
+        lambda: ls.truncated_svd(W, 1, method="subspace", rng="a"),
+    ):
+        with pytest.raises((TypeError, ValueError), match="`rng` is 'a'; a seed"):
+            use()
+
+
 def test_options_that_are_no_text():
-    for use in (lambda: ls.truncated_svd(W, rtol="0.5"), lambda: ls.lorsum_until(W, "0.5"), lambda: ls.lorsum(W, reg="1")):
-        with pytest.raises(TypeError, match="`(rtol|tol|reg)` is"):
+    for use in (
+        lambda: ls.truncated_svd(W, rtol="0.5"),
+        lambda: ls.lorsum_until(W, "0.5"),
+        lambda: ls.lorsum(W, reg="1"),
+    ):
+        with pytest.raises(TypeError, match=r"`(rtol|tol|reg)` is"):
             use()
 
 
@@ -322,16 +345,22 @@ def test_finite_answers_near_the_ends_of_double_precision(u, v, c, dtype):
         np.testing.assert_allclose(ls.lorsum(target).to_dense() / scale, A.to_dense(), rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize(("u", "v", "c"), [(1e30, 1e-30, 1e37), (1e38, 1e-38, 1.0), (1e-10, 1.0, 1e45), (1.0, 1.0, 1e-42)])
+@pytest.mark.parametrize(
+    ("u", "v", "c"), [(1e30, 1e-30, 1e37), (1e38, 1e-38, 1.0), (1e-10, 1.0, 1e45), (1.0, 1.0, 1e-42)]
+)
 def test_finite_answers_near_the_ends_of_single_precision(u, v, c):
     A = in_dtype(W, np.float32)
     target = c * LowRank(np.float32(u) * A.U, np.float32(v) * A.V)
     scale, near = u * v * c, 1e-5 if u * v * c > 1e-37 else 1e-2  # below, numbers have few digits
-    np.testing.assert_allclose(target.to_dense().astype(float), scale * A.to_dense().astype(float), rtol=near, atol=near * scale)
+    np.testing.assert_allclose(
+        target.to_dense().astype(float), scale * A.to_dense().astype(float), rtol=near, atol=near * scale
+    )
     assert float(target.norm()) == pytest.approx(scale * float(A.norm()), rel=near)
 
 
 def test_norms_of_huge_complex_parts():
+    with np.errstate(over="ignore"):
+        assert float(LowRankSum([np.full((2, 2), 1.7e308 * (1 + 1j))]).norm()) == np.inf  # which no double holds
     D = np.full((1, 1), 1e308 * (1 + 1j))
     assert float(LowRankSum([D]).norm()) == pytest.approx(2**0.5 * 1e308, rel=1e-14)
     assert ls.truncated_svd(D, 1).s[0] == pytest.approx(2**0.5 * 1e308, rel=1e-14)
@@ -362,7 +391,12 @@ def test_products_and_sums_with_what_others_made(kind):
     mixed = W - G + LowRankSum([D]) + LowRankSum([aslinearoperator(D)])
     for X in (W, W - G, mixed):
         dense = X.to_dense()
-        for actual, expected in [(X + A, dense + D), (X - A, dense - D), (X.T @ A, dense.T @ D), (X.T.dot(A), dense.T @ D)]:
+        for actual, expected in [
+            (X + A, dense + D),
+            (X - A, dense - D),
+            (X.T @ A, dense.T @ D),
+            (X.T.dot(A), dense.T @ D),
+        ]:
             assert distance(formed(actual), expected) < 1e-13
             assert type(actual) in (LowRank, LowRankSum, np.ndarray)
         if kind == "operator":
@@ -399,10 +433,15 @@ def test_a_low_rank_matrix_is_no_array():
         with pytest.raises(TypeError, match=r"LowRank.* is no array, and is not formed by itself.*`\.to_dense\(\)`"):
             use()
     for use in (lambda: np.matmul(D, W), lambda: np.add(W, D.T), lambda: np.multiply(2, W)):
-        with pytest.raises(TypeError, match="LowRank.*does not support ufuncs"):
+        with pytest.raises(TypeError, match=r"LowRank.*does not support ufuncs"):
             use()
-    for use in (lambda: W + pd.Series(D[0]), lambda: pd.Series(D[0]) + W, lambda: W * D.T, lambda: pd.DataFrame(D.T) * W):
-        with pytest.raises(TypeError, match="unsupported operand|does not support"):
+    for use in (
+        lambda: W + pd.Series(D[0]),
+        lambda: pd.Series(D[0]) + W,
+        lambda: W * D.T,
+        lambda: pd.DataFrame(D.T) * W,
+    ):
+        with pytest.raises(TypeError, match=r"unsupported operand|does not support"):
             use()
 
 
@@ -420,7 +459,8 @@ FAULTY = {
         ValueError, "`(target|A)` has an operator without `rmatvec`",
     ),
     "a wrong shape": (
-        LinearOperator((M, N), matvec=lambda x: D @ x, rmatvec=lambda x: D.T @ x, matmat=lambda X: D[:2] @ X, dtype=float),
+        LinearOperator((M, N), matvec=lambda x: D @ x, rmatvec=lambda x: D.T @ x, matmat=lambda X: D[:2] @ X,
+                       dtype=float),
         ValueError, r"gives a product of shape \(2, ",
     ),
     "text": (
@@ -458,6 +498,11 @@ def test_an_operator_at_fault_is_told(fault):
 
 def test_operators_of_numbers_that_are_too_long():
     for A in (scipy.sparse.csr_array(D.astype(np.longdouble)), aslinearoperator(D.astype(np.longdouble))):
-        for use in (lambda A: W + A, lambda A: ls.lorsum(A, init=INIT), lambda A: ls.truncated_svd(A, 1), lambda A: W.T @ A):
-            with pytest.raises(TypeError, match="is an operator of dtype (float128|float96|longdouble)"):
+        for use in (
+            lambda A: W + A,
+            lambda A: ls.lorsum(A, init=INIT),
+            lambda A: ls.truncated_svd(A, 1),
+            lambda A: W.T @ A,
+        ):
+            with pytest.raises(TypeError, match=r"is an operator of dtype (float128|float96|longdouble)"):
                 use(A)

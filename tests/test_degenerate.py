@@ -75,7 +75,7 @@ def test_a_degenerate_target_is_its_own_approximation(kind, options, form):
     W = made(kind)
     target = {"LowRank": W, "sum": W - 0 * made("dependent"), "dense": W.to_dense()}[form]
     if form == "dense" and options.get("method") == "coefficients":
-        with pytest.raises(ValueError, match="`method` is 'coefficients', but a term of `target` is not a LowRank"):
+        with pytest.raises(ValueError, match=r"`method` is 'coefficients', but a term of `target` is not a LowRank"):
             lorsum(target, init=normal_lowrank(np.random.default_rng(1), M, N, R), **options)
         return
     history = History()
@@ -95,7 +95,7 @@ def test_a_degenerate_start_gives_numbers(kind, options):
     target = normal_lowrank(np.random.default_rng(1), M, N, 3) - 0.5 * normal_lowrank(np.random.default_rng(2), M, N, 1)
     start = made(kind)
     if kind == "rank 0":
-        with pytest.raises(ValueError, match="`init.rank` is 0; it must be at least 1"):
+        with pytest.raises(ValueError, match=r"`init.rank` is 0; it must be at least 1"):
             lorsum(target, init=start, **options)
         return
     X = lorsum(target, init=start, **options)
@@ -115,7 +115,9 @@ def test_a_gram_matrix_of_dependent_columns_is_an_error(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("method", ["auto", "factored", "lapack", "arpack", "propack", "lobpcg", "randomized", "subspace"])
+@pytest.mark.parametrize(
+    "method", ["auto", "factored", "lapack", "arpack", "propack", "lobpcg", "randomized", "subspace"]
+)
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_truncated_svds(kind, method, rank):
     W = made(kind)
@@ -142,18 +144,25 @@ def test_what_a_matrix_says_of_itself(kind, batch):
     assert W._repr_html_()
 
 
-@pytest.mark.parametrize("options", [{}, {"reg": 0.1}, {"accelerate": "krylov"}, {"method": "coefficients"}, {"oversample": 1},
-                                     {"simultaneous": True}, {"iters": 0}, {"gauge": "balanced"}, {"solver": "gram"},
-                                     {"metric": (np.ones(M), None)}], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"reg": 0.1}, {"accelerate": "krylov"}, {"method": "coefficients"}, {"oversample": 1}, {"simultaneous": True},
+     {"iters": 0}, {"gauge": "balanced"}, {"solver": "gram"}, {"metric": (np.ones(M), None)}],
+    ids=str,
+)  # fmt: skip
 @pytest.mark.parametrize("batch", [(0,), (2, 0)])
 def test_an_empty_batch_stays_empty(options, batch):
     W = made("full", batch)
     for target in (W, W - W, W.to_dense()):
-        if options.get("method") and target is not W and not hasattr(target, "terms"):
-            continue
+        if "method" in options and isinstance(target, np.ndarray):
+            continue  # coefficients are of low-rank terms
         X = lorsum(target, init=W, **options)
         assert (X.shape, X.rank) == ((*batch, M, N), R)
-        for svd in (truncated_svd(target, 2), truncated_svd(target, rtol=0.1), truncated_svd(target, 1, method="subspace")):
+        for svd in (
+            truncated_svd(target, 2),
+            truncated_svd(target, rtol=0.1),
+            truncated_svd(target, 1, method="subspace"),
+        ):
             assert svd.U.shape[:-1] == (*batch, M)
         assert gap(X, target).excess.shape == batch
     assert principal_angles(W.U, W.U).shape == (*batch, R)
@@ -163,7 +172,8 @@ def test_an_empty_batch_stays_empty(options, batch):
 def test_matrices_without_rows_or_columns(shape):
     m, n = shape
     W = LowRank(np.ones((m, 1)), np.ones((n, 1)))
-    assert (W - W).to_dense().shape == (W @ np.ones((n, 3)))[:, :0].shape[:1] + (n,) == shape
+    assert (W - W).to_dense().shape == shape
+    assert (W @ np.ones((n, 3))).shape == (m, 3)
     assert W.norm() == (W + W.to_dense()).norm() == 0
     assert W.balanced().rank == 1
     for refused, name in (
@@ -240,7 +250,9 @@ def test_an_optimum_above_rounding_is_still_certified_by_its_excess():
 )
 def test_directions_that_are_missing_are_a_right_angle_away(library, A, B, expected):
     for X, Y in ((A, B), (B, A)):
-        np.testing.assert_allclose(np.asarray(principal_angles(library(X), library(Y))), expected, rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(
+            np.asarray(principal_angles(library(X), library(Y))), expected, rtol=1e-12, atol=1e-15
+        )
 
 
 @pytest.mark.parametrize("kind", ["zero U", "zero V", "zero", "dependent", "a zero column"])

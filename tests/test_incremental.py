@@ -357,7 +357,8 @@ def test_no_array_is_shared_with_the_caller():
         x[...] = np.nan
     assert_is_svd_of(svd, A)
 
-    left, right, rows, columns = (np.random.default_rng(k).normal(size=size) for k, size in enumerate([(9, 1), (7, 1), (2, 7), (11, 1)]))
+    sizes = (9, 1), (7, 1), (2, 7), (11, 1)
+    left, right, rows, columns = (np.random.default_rng(0).normal(size=size) for size in sizes)
     A = np.vstack([A + left @ right.T, rows])
     A = np.hstack([A, columns])
     svd.update(left, right).append_rows(rows).append_columns(columns)

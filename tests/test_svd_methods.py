@@ -520,4 +520,6 @@ def test_options_that_a_method_has_no_use_for_are_refused(option, methods):
                 truncated_svd(A, 2, method=method, rng=0, **option)
         else:
             more = {"iters": 300} if option == {"iters": 3} and method != "randomized" else option
-            np.testing.assert_allclose(truncated_svd(A, 2, method=method, rng=0, **more).s, truncated_svd(A, 2).s, rtol=1e-2)
+            np.testing.assert_allclose(
+                truncated_svd(A, 2, method=method, rng=0, **more).s, truncated_svd(A, 2).s, rtol=1e-2
+            )

@@ -9,7 +9,8 @@ from torch._subclasses import FakeTensorMode
 import lorsum as ls
 from lorsum import LowRank, LowRankSum
 
-pytestmark = pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")  # array_api_compat's
+# array_api_compat's are meant
+pytestmark = pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 
 
 @pytest.fixture(autouse=True)
@@ -140,7 +141,9 @@ def test_tensors_without_values_have_shapes(kind, function):
     assert result.device.type == ("meta" if kind == "meta" else "cpu")
 
 
-@pytest.mark.parametrize("backend", ["eager", *(pytest.param(name, marks=pytest.mark.slow) for name in ("aot_eager", "inductor"))])
+@pytest.mark.parametrize(
+    "backend", ["eager", *(pytest.param(name, marks=pytest.mark.slow) for name in ("aot_eager", "inductor"))]
+)
 @every_function
 def test_whole_graphs(function, backend):
     factors = tensors()
