@@ -16,7 +16,7 @@ from lorsum._arrays import (
     is_finite,
     namespace_of,
 )
-from lorsum._decompositions import qr, svd, svdvals, triangle
+from lorsum._decompositions import best_of_rank, qr, svdvals, triangle
 from lorsum._display import html_table, text_table
 from lorsum.lowrank import as_sum, check_addable, require_finite
 from lorsum.svd import truncated_svd
@@ -79,6 +79,9 @@ def gap(approx, target, rank=None):
     dense or operator term is formed, of course. Optimality of W_r is the Eckart–Young–Mirsky theorem; where σ_r =
     σ_{r+1} it is not unique, and ``distance`` is to one of the best.
 
+    In JAX all four can be differentiated, once, with respect to the factors of both. Where a norm is zero, and has no
+    derivative, that is 0.
+
     Examples
     --------
     >>> import numpy as np
@@ -98,8 +101,7 @@ def gap(approx, target, rank=None):
     if not is_finite(W, X):
         raise OverflowError("`target` or `approx` overflows double precision; scale both down.")
     xp = namespace_of(W)
-    P, s, Zh = svd(W)
-    W_r = (P[..., :rank] * s[..., None, :rank]) @ Zh[..., :rank, :]
+    s, W_r = best_of_rank(W, rank)
     error, optimal = frobenius(W - X), frobenius(s[..., None, rank:])
     best = frobenius(s[..., None, :rank])
     rounding = 2 * max(W.shape[-2:]) * eps(xp, W.dtype) * frobenius(W)
