@@ -28,7 +28,7 @@ def _operation(name, decomposed):
         *batch, _, _ = arrays[0].shape
         if not batch:
             return decomposed(*arrays)
-        flat = [x.reshape(-1, *x.shape[-2:]) if len(batch) > 1 else x for x in arrays]
+        flat = [jax.lax.collapse(x, 0, len(batch)) for x in arrays]
         results = jax.lax.map(lambda matrices: tuple(decomposed(*matrices)), tuple(flat))
         return tuple(x.reshape(*batch, *x.shape[1:]) for x in results)
 

@@ -25,8 +25,8 @@ class Factor(NamedTuple):
     """U or V of the adapter of this number, or of a stack of them.
 
     ``axes`` are the dimensions of the stack in the order in which they are in front. A round of ``loops`` has a slice
-    of each of the dimensions ``taken``. ``selections`` are what else was done to the stack, the dimensions of which then
-    have no number.
+    of each of the dimensions ``taken``. ``selections`` are what else was done to the stack, whose dimensions then have
+    no number.
     """
 
     adapter: int
