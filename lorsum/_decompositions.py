@@ -4,7 +4,7 @@ from array_api_compat import is_jax_array
 
 from lorsum._arrays import namespace_of
 
-__all__ = ["cholesky", "eigh", "qr", "solve", "svd", "svdvals", "triangle"]
+__all__ = ["best_of_rank", "cholesky", "eigh", "qr", "solve", "svd", "svdvals", "triangle"]
 
 
 def qr(A):
@@ -23,6 +23,14 @@ def triangle(A):
 def svd(A):
     """U, s and Vh of the reduced singular value decomposition."""
     return _in_jax().svd(A) if is_jax_array(A) else namespace_of(A).linalg.svd(A, full_matrices=False)
+
+
+def best_of_rank(A, rank):
+    """All singular values, and the best approximation of that rank; its derivative in JAX needs σ_r > σ_{r+1} only."""
+    if is_jax_array(A):
+        return _in_jax().best_of_rank(A, rank)
+    U, s, Vh = svd(A)
+    return s, (U[..., :rank] * s[..., None, :rank]) @ Vh[..., :rank, :]
 
 
 def svdvals(A):

@@ -1,4 +1,4 @@
-"""Decompositions for JAX arrays: on a CPU one matrix of a batch after another.
+"""Decompositions and norms of JAX arrays: on a CPU one matrix of a batch after another.
 
 A batched call of LAPACK, as ``jax.numpy.linalg`` makes it, hands parts of it to the threads that XLA's operations
 run in, and waits for them in one of these threads. As many such calls at a time as there are threads wait for ever. All
@@ -9,12 +9,14 @@ Derivatives are products with what was decomposed, so that no other batched call
 dependent or values equal, and a derivative does not exist, theirs is right for what a change of basis does not change.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
-__all__ = ["cholesky", "eigh", "qr", "solve", "svd", "svdvals", "triangle"]
+__all__ = ["best_of_rank", "cholesky", "eigh", "frobenius", "qr", "solve", "svd", "svdvals", "triangle"]
 
 
 def _operation(name, decomposed):
@@ -26,7 +28,7 @@ def _operation(name, decomposed):
         *batch, _, _ = arrays[0].shape
         if not batch:
             return decomposed(*arrays)
-        flat = [x.reshape(-1, *x.shape[-2:]) if len(batch) > 1 else x for x in arrays]
+        flat = [jax.lax.collapse(x, 0, len(batch)) for x in arrays]
         results = jax.lax.map(lambda matrices: tuple(decomposed(*matrices)), tuple(flat))
         return tuple(x.reshape(*batch, *x.shape[1:]) for x in results)
 
@@ -111,6 +113,30 @@ def _(primals, tangents):
     return (U, s, Vh), (dU, jnp.diagonal(E, axis1=-2, axis2=-1).real, _adjoint(dV))
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def best_of_rank(A, rank):
+    """All singular values, and the truncated singular value decomposition as a matrix."""
+    U, s, Vh = _svd.bind(A)
+    return s, (U[..., :rank] * s[..., None, :rank].astype(A.dtype)) @ Vh[..., :rank, :]
+
+
+@best_of_rank.defjvp
+def _(rank, primals, tangents):
+    """First-order perturbation of singular subspaces: gaps divide only between what is kept and the rest."""
+    (A,), (dA,) = primals, tangents
+    U, s, Vh = _svd.bind(_once(A))
+    V, size = _adjoint(Vh), s.astype(A.dtype)
+    U_r, V_r = U[..., :rank], V[..., :rank]
+    A_r = (U_r * size[..., None, :rank]) @ _adjoint(V_r)
+    E, row, column = _adjoint(U) @ dA @ V, size[..., :, None], size[..., None, :]
+    kept = jnp.arange(s.shape[-1]) < rank
+    larger = jnp.where(kept[:, None], row, column)
+    mixed = (larger**2 * E + row * column * _adjoint(E)) * _inverse(2 * larger**2 - row**2 - column**2)
+    inside = jnp.where(kept[:, None] & kept, E, jnp.where(kept[:, None] ^ kept, mixed, 0))
+    outside = _outside(U, dA @ V_r) @ _adjoint(V_r) + U_r @ _adjoint(_outside(V, _adjoint(dA) @ U_r))
+    return (s, A_r), (jnp.diagonal(E, axis1=-2, axis2=-1).real, U @ inside @ Vh + outside)
+
+
 @jax.custom_jvp
 def svdvals(A):
     """Singular values, descending."""
@@ -168,6 +194,22 @@ def _(primals, tangents):
     inverse = solve(A, _identity_like(A))
     X = solve(A, B)
     return X, inverse @ (dB - dA @ X)
+
+
+@jax.custom_jvp
+def frobenius(x):
+    """Frobenius norm over the last two axes, scaled so that no square over- or underflows; its derivative at 0 is 0."""
+    largest = jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True, initial=0)
+    scale = jnp.where(largest > 0, largest, 1)
+    return scale[..., 0, 0] * jnp.sqrt(jnp.sum(jnp.abs(x / scale) ** 2, axis=(-2, -1)))
+
+
+@frobenius.defjvp
+def _(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    norm = frobenius(x)
+    direction = x * _inverse(norm)[..., None, None]
+    return norm, jnp.sum((jnp.conj(direction) * dx).real, axis=(-2, -1))
 
 
 @jax.custom_jvp

@@ -72,9 +72,7 @@ def compressed(W, X0):
     xp, terms = W.namespace, W.terms
     if X0 is not terms[0]:
         terms = (X0, *terms)
-    (Qu, Ru), (Qv, Rv) = (
-        qr(xp.concat([tuple(A)[side] for A in terms], axis=-1)) for side in (0, 1)
-    )
+    (Qu, Ru), (Qv, Rv) = (qr(xp.concat([tuple(A)[side] for A in terms], axis=-1)) for side in (0, 1))
     cores, first = [], 0
     for A in terms:
         cores.append(LowRank._of(*(R[..., first : first + A.rank] for R in (Ru, Rv))))

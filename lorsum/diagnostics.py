@@ -19,7 +19,7 @@ from lorsum._arrays import (
     namespace_of,
     zeros_like,
 )
-from lorsum._decompositions import svd, svdvals, triangle
+from lorsum._decompositions import best_of_rank, svdvals, triangle
 from lorsum._display import html_table, text_table
 from lorsum._half_steps import column_space
 from lorsum.lowrank import as_sum, check_addable, require_finite
@@ -84,8 +84,10 @@ def gap(approx, target, rank=None):
     σ_{r+1} it is not unique, and ``distance`` is to one of the best.
 
     Floats carry no gradient. Inside of ``jax.jit``, ``torch.compile`` and ``torch.func`` the numbers stay arrays, and
-    checks on values are skipped. Derivatives are then those of the QR, which has them where the stacked factors of W
-    and X have full rank: an X in the span of W has none. Elsewhere differentiate ``(W - X).to_dense()``.
+    checks on values are skipped. In JAX all four can be differentiated there, once, with respect to the factors of
+    both; where a norm is zero, and has no derivative, that is 0. In PyTorch derivatives are those of the QR, which has
+    them where the stacked factors of W and X have full rank: an X in the span of W has none. Elsewhere differentiate
+    ``(W - X).to_dense()``.
 
     Examples
     --------
@@ -106,8 +108,7 @@ def gap(approx, target, rank=None):
     if not is_finite(W, X):
         raise OverflowError("`target` or `approx` overflows double precision; scale both down.")
     xp = namespace_of(W)
-    P, s, Zh = svd(W)
-    W_r = (P[..., :rank] * s[..., None, :rank]) @ Zh[..., :rank, :]
+    s, W_r = best_of_rank(W, rank)
     error, optimal = frobenius(W - X), frobenius(s[..., None, rank:])
     best = frobenius(s[..., None, :rank])
     rounding = 2 * max(W.shape[-2:]) * eps(xp, W.dtype) * frobenius(W)

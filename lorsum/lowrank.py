@@ -21,7 +21,7 @@ from lorsum._arrays import (
     scale_of,
     zeros_like,
 )
-from lorsum._decompositions import qr, svd, svdvals
+from lorsum._decompositions import qr, svd, svdvals, triangle
 from lorsum._display import dtype_name, html_table, shape_text, sign_and_size, storage_rows, term_text
 from lorsum._operators import as_operator, dense_of, floating_dtype, is_operator, is_sparse, operator_times
 
@@ -285,8 +285,7 @@ class LowRank(_Linear):
         >>> LowRank(2 * np.eye(4, 2), np.eye(3, 2)).singular_values()
         array([2., 2.])
         """
-        _, core, _ = as_sum(self).compressed()
-        return svdvals(core)
+        return svdvals(as_sum(self).core())
 
     def balanced(self):
         """The same matrix with the factors U√s and V√s of its singular value decomposition.
@@ -506,6 +505,11 @@ class LowRankSum(_Linear):
         (Qu, Ru), (Qv, Rv) = qr(U), qr(V)
         return Qu, Ru @ Rv.mT, Qv
 
+    def core(self):
+        """A small matrix with the norm and the singular values of a sum of low-rank terms."""
+        U, V = self.astype(computing_dtype(self.namespace, self.dtype)).stacked()
+        return triangle(U) @ triangle(V).mT
+
     def _times(self, X):
         first, *others = zip(self.terms, self.coefficients, strict=True)
         product = _term_times(*first, X)
@@ -534,7 +538,7 @@ class LowRankSum(_Linear):
         xp, columns = namespace_of(U), column_sizes(U)
         V = V * columns
         size = scale_of(V)
-        _, core, _ = LowRankSum._of((LowRank._of(U / columns, V / size),), (1,)).compressed()
+        core = LowRankSum._of((LowRank._of(U / columns, V / size),), (1,)).core()
         size = size[..., 0, 0]
         return xp.where(xp.isfinite(size), frobenius(core) * size, size)
 

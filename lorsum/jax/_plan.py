@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal, primitives
 
+from lorsum.jax._selection import Names, selection
 from lorsum.jax.products import product_p
 
 __all__ = ["Factor", "Inner", "Plan", "Product", "Tainted", "planned"]
@@ -24,7 +25,8 @@ class Factor(NamedTuple):
     """U or V of the adapter of this number, or of a stack of them.
 
     ``axes`` are the dimensions of the stack in the order in which they are in front. A round of ``loops`` has a slice
-    of each of the dimensions ``taken``.
+    of each of the dimensions ``taken``. ``selections`` are what else was done to the stack, whose dimensions then have
+    no number.
     """
 
     adapter: int
@@ -32,6 +34,7 @@ class Factor(NamedTuple):
     axes: tuple
     taken: tuple = ()
     loops: tuple = ()
+    selections: tuple = ()
 
 
 class Tainted(NamedTuple):
@@ -77,6 +80,11 @@ class Product:
         return self.factor.side == "V"
 
     @property
+    def selected(self):
+        """True for an adapter that was taken out of a stack otherwise than by a loop over it."""
+        return bool(self.factor.selections)
+
+    @property
     def stack(self):
         """The number of leading dimensions of x and y that are those of a stack of adapters."""
         return len(self.factor.axes)
@@ -97,11 +105,15 @@ class Product:
 
 @dataclass
 class Plan:
-    """A program and, by the number of an equation, the product that it is or the programs inside it."""
+    """A program and, by the number of an equation, the product that it is or the programs inside it.
+
+    ``moves`` are the equations the result of which is a factor, as their first operand is.
+    """
 
     jaxpr: Any
     consts: Any
     steps: dict = field(default_factory=dict)
+    moves: set = field(default_factory=set)
     results: list = field(default_factory=list)  # what each result is: a Factor, a Tainted or None
 
     @property
@@ -127,7 +139,7 @@ class Inner(NamedTuple):
         return Loop(self.length, id(self.plans[0].jaxpr) in product.factor.loops)
 
 
-def planned(program, origins):
+def planned(program, origins, names=None):
     """The plan of a program.
 
     Parameters
@@ -135,30 +147,36 @@ def planned(program, origins):
     program : ClosedJaxpr or Jaxpr
     origins : list
         What each of its inputs is: a Factor, a Tainted or None.
+    names : Names, optional
+        Of its variables.
 
     Returns
     -------
     Plan
 
     """
-    if not isinstance(program, ClosedJaxpr):
-        program = ClosedJaxpr(program, ())
+    program = _closed(program)
     plan, known = Plan(program.jaxpr, program.consts), dict(zip(program.jaxpr.invars, origins, strict=True))
+    names = names or Names(program)
 
     def of(variables):
         return [None if isinstance(v, Literal) else known.get(v) for v in variables]
 
     for number, eqn in enumerate(program.jaxpr.eqns):
-        step, results = _step(eqn, of(eqn.invars))
+        step, results = _step(eqn, of(eqn.invars), names)
+        names.add(eqn)
         results = [x if _has_derivative(v) else None for v, x in zip(eqn.outvars, results, strict=True)]
-        if isinstance(step, Product) or (step and step.products):
+        moved = any(isinstance(x, Factor) for x in results)
+        if isinstance(step, Product) or (step and (step.products or moved)):
             plan.steps[number] = step
+        elif moved:
+            plan.moves.add(number)
         known.update(zip(eqn.outvars, results, strict=True))
     plan.results = of(program.jaxpr.outvars)
     return plan
 
 
-def _step(eqn, origins):
+def _step(eqn, origins, names):
     """The product or the inner plans of an equation, or None; and what its results are."""
     name, count = eqn.primitive.name, len(eqn.outvars)
     if eqn.primitive is product_p:
@@ -167,15 +185,15 @@ def _step(eqn, origins):
         return None, origins[:count]
     if name == "stop_gradient":
         return None, [None]
-    if name == "transpose" and (moved := _moved(eqn, *origins)):
+    if origins and isinstance(origins[0], Factor) and (moved := _moved(eqn, origins, names)):
         return None, [moved]
     if eqn.primitive in (primitives.jit_p, primitives.remat_p):
-        plan = planned(eqn.params["jaxpr"], origins)
+        plan = planned(*_inside(eqn.params["jaxpr"], origins, names, eqn.invars))
         return Inner([plan]), plan.results
     if eqn.primitive is primitives.scan_p:
-        return _loop(eqn, origins)
+        return _loop(eqn, origins, names)
     if eqn.primitive is primitives.cond_p:
-        plans = [planned(branch, origins[1:]) for branch in eqn.params["branches"]]
+        plans = [planned(*_inside(branch, origins[1:], names, eqn.invars[1:])) for branch in eqn.params["branches"]]
         return Inner(plans), [_taint([origins[0], *of], name) for of in zip(*(p.results for p in plans), strict=True)]
     if name == "while":
         return None, _of_open_loop(eqn, origins)
@@ -185,13 +203,30 @@ def _step(eqn, origins):
     return None, [_taint(origins, name)] * count
 
 
-def _moved(eqn, factor):
-    """A factor whose stack has its dimensions in another order; None if it is another transposition."""
-    if not isinstance(factor, Factor):
+def _inside(program, origins, names, variables):
+    """Arguments of ``planned`` for a program in an equation, whose first inputs are these variables outside."""
+    program = _closed(program)
+    return program, origins, Names(program, [names[v] for v in variables], names)
+
+
+def _closed(program):
+    return program if isinstance(program, ClosedJaxpr) else ClosedJaxpr(program, ())
+
+
+def _moved(eqn, origins, names):
+    """A factor of which an operation has changed the stack alone; None if it has done more."""
+    factor, stack = origins[0], len(eqn.invars[0].aval.shape) - 2
+    if eqn.primitive.name == "transpose":
+        *order, m, r = eqn.params["permutation"]
+        if (m, r) != (stack, stack + 1):
+            return None
+        moved = factor._replace(axes=tuple(factor.axes[i] for i in order))
+        return moved._replace(selections=(*moved.selections, tuple(order))) if moved.selections else moved
+    found = selection(eqn, names) if not any(origins[1:]) else None
+    if found is None:
         return None
-    *order, m, r = eqn.params["permutation"]
-    stack = len(order)
-    return factor._replace(axes=tuple(factor.axes[i] for i in order)) if (m, r) == (stack, stack + 1) else None
+    what, left = found
+    return factor._replace(axes=(None,) * left, selections=(*factor.selections, (factor.axes, factor.taken), what))
 
 
 def _product(eqn, of_x, of_U, of_V):
@@ -203,7 +238,7 @@ def _product(eqn, of_x, of_U, of_V):
     return Product(of_U, eqn.params["view"], eqn.invars[0].aval, eqn.outvars[0].aval), [taint]
 
 
-def _loop(eqn, origins):
+def _loop(eqn, origins, names):
     """A scan: what it goes over comes as slices; what it carries comes around, and taints with it."""
     name, body, first = eqn.primitive.name, eqn.params["jaxpr"], eqn.params["num_consts"]
     last = first + eqn.params["num_carry"]
@@ -211,7 +246,7 @@ def _loop(eqn, origins):
     over = [_slice_of(x, own) if isinstance(x, Factor) else x for x in origins[last:]]
     carried = [_taint([x], name) for x in origins[first:last]]
     while True:
-        plan = planned(body, [*origins[:first], *carried, *over])
+        plan = planned(*_inside(body, [*origins[:first], *carried, *over], names, eqn.invars[:first]))
         after = [_taint(pair, name) for pair in zip(carried, plan.results, strict=False)]
         if after == carried:
             return Inner([plan], eqn.params["length"]), [_taint([x], name) for x in plan.results]

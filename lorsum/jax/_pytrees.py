@@ -36,7 +36,7 @@ class Pair(LowRank):
     TypeError: mul does not accept dtype key<fry>...
     """
 
-    __slots__ = ()
+    __slots__ = ("no_number",)
 
     def astype(self, dtype):
         """The same with arrays in ``dtype``."""
@@ -51,29 +51,34 @@ def register():
 
     The coefficients of a sum are parts as well, so that a new learning rate does not compile anew.
     """
-    for kind, names in ((LowRank, ("U", "V")), (LowRankSum, ("terms", "coefficients"))):
+    for kind, names in ((LowRank, ("U", "V")), (Pair, ("U", "V")), (LowRankSum, ("terms", "coefficients"))):
         register_pytree_with_keys(kind, *_flattening(kind, names))
-    register_pytree_with_keys(Pair, *_flattening(Pair, ("U", "V"), _no_number))
 
 
-def _flattening(kind, names, further=None):
-    keys = tuple(map(GetAttrKey, names if further is None else (*names, "no_number")))
+def _flattening(kind, names):
+    keys = tuple(map(GetAttrKey, (*names, "no_number")))
 
     def parts(x):
         values = tuple(getattr(x, name) for name in names)
-        return values if further is None else (*values, further(x)), None
+        return (*values, _no_number(x)) if kind is Pair else values, None
 
     def parts_with_keys(x):
-        return tuple(zip(keys, parts(x)[0], strict=True)), None
+        return tuple(zip(keys, parts(x)[0], strict=False)), None
 
     def rebuilt(_, children):
-        return kind._of(*children[: len(names)])  # not checked: JAX puts objects of its own in, too
+        """Not checked: JAX puts objects of its own in, too."""
+        x = kind._of(*children[: len(names)])
+        if kind is Pair:
+            x.no_number = children[-1]
+        return x
 
     return parts_with_keys, rebuilt, parts
 
 
 def _no_number(pair):
     """A key as a 1 × 1 matrix, or as many as the batch has, so that the pair can be mapped over."""
+    if hasattr(pair, "no_number"):
+        return pair.no_number
     batch = getattr(pair.U, "shape", ())[:-2]
     return jnp.broadcast_to(_key(), (*batch, 1, 1)) if batch else _key()
 

@@ -12,12 +12,13 @@ from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun, primitives
 
 from lorsum._arrays import computing_dtype
 from lorsum.jax._plan import Product
+from lorsum.jax._selection import selected
 from lorsum.jax.products import plain_product
 
-__all__ = ["dense", "dense_slot", "pair", "pair_slot", "run"]
+__all__ = ["dense", "dense_slot", "pair", "pair_slot", "run", "sum_dtype"]
 
 
-def run(plan, inputs, slots, dense):
+def run(plan, inputs, stacks, slots, dense):
     """The results of a program, and X of each product.
 
     Parameters
@@ -25,37 +26,50 @@ def run(plan, inputs, slots, dense):
     plan : Plan
     inputs : list of array
         Of the program.
+    stacks : list
+        Beside an input that is U of a stack of adapters, a slot for SᵀX of all of them; else None.
     slots : list of array
-        One for each product of the plan.
+        One for each product of the plan, None for those with adapters that were selected out of a stack.
     dense : collection of int
         Adapters of which the slots are for SᵀX.
 
     Returns
     -------
     results : list of array
+    stacks : list
+        Beside each result.
     Xs : list
         One for each product, None where the slot is for SᵀX.
     """
     known = dict(zip([*plan.jaxpr.constvars, *plan.jaxpr.invars], [*plan.consts, *inputs], strict=True))
+    beside = dict(zip(plan.jaxpr.invars, stacks, strict=True))
     slots, Xs = list(slots), []
 
     def values(variables):
         return [v.val if isinstance(v, Literal) else known[v] for v in variables]
 
+    def stacks_of(variables):
+        return [None if isinstance(v, Literal) else beside.get(v) for v in variables]
+
     for number, eqn in enumerate(plan.jaxpr.eqns):
-        step, arguments = plan.steps.get(number), values(eqn.invars)
+        step, arguments, given = plan.steps.get(number), values(eqn.invars), stacks_of(eqn.invars)
         if step is None:
             results = _as_it_is(plan.jaxpr, eqn, arguments)
+            if number in plan.moves and given[0] is not None:
+                beside[eqn.outvars[0]] = selected(eqn, given[0], arguments[1:])
         elif isinstance(step, Product):
-            results = [plain_product(*arguments, **eqn.params)]
-            results, X = _beside_slot(step, results[0], arguments[0], slots.pop(0), step.adapter in dense)
+            results, slot = [plain_product(*arguments, **eqn.params)], slots.pop(0)
+            if step.selected:
+                slot = given[2].mT if step.transposed else given[1]
+            results, X = _beside_slot(step, results[0], arguments[0], slot, step.adapter in dense)
             Xs.append(X)
         else:
             count = len(step.products)
-            results, inner_Xs = _RUN[eqn.primitive](eqn, step, arguments, slots[:count], dense)
+            results, moved, inner_Xs = _RUN[eqn.primitive](eqn, step, arguments, given, slots[:count], dense)
             slots, Xs = slots[count:], Xs + inner_Xs
+            beside.update(zip(eqn.outvars, moved, strict=True))
         known.update(zip(eqn.outvars, results, strict=True))
-    return values(plan.jaxpr.outvars), Xs
+    return values(plan.jaxpr.outvars), stacks_of(plan.jaxpr.outvars), Xs
 
 
 def _as_it_is(program, eqn, arguments):
@@ -107,37 +121,39 @@ def _in_single(a):
     return a.astype(computing_dtype(jnp, a.dtype))
 
 
-def _inline(eqn, step, arguments, slots, dense):
-    return run(step.plans[0], arguments, slots, dense)
+def _inline(eqn, step, arguments, stacks, slots, dense):
+    return run(step.plans[0], arguments, stacks, slots, dense)
 
 
-def _checkpointed(eqn, step, arguments, slots, dense):
+def _checkpointed(eqn, step, arguments, stacks, slots, dense):
     @partial(jax.checkpoint, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"])
-    def again(arguments, slots):
-        return run(step.plans[0], arguments, slots, dense)
+    def again(arguments, stacks, slots):
+        return run(step.plans[0], arguments, stacks, slots, dense)
 
-    return again(arguments, slots)
+    return again(arguments, stacks, slots)
 
 
-def _looped(eqn, step, arguments, slots, dense):
+def _looped(eqn, step, arguments, stacks, slots, dense):
     (plan,), p = step.plans, eqn.params
     first, last = p["num_consts"], p["num_consts"] + p["num_carry"]
-    of_rounds = [x.adapter not in dense or step.loop_around(x).stacked for x in plan.products]
+    of_rounds = [x.adapter not in dense or (step.loop_around(x).stacked and not x.selected) for x in plan.products]
     shared = [slot for slot, each in zip(slots, of_rounds, strict=True) if not each]
 
     def body(carried, over):
         own, mine = iter(over[1]), iter(shared)
         in_order = [next(own if each else mine) for each in of_rounds]
-        results, Xs = run(plan, [*arguments[:first], *carried, *over[0]], in_order, dense)
+        beside = [*stacks[:first], *[None] * len(carried), *over[2]]
+        results, _, Xs = run(plan, [*arguments[:first], *carried, *over[0]], beside, in_order, dense)
         return results[: p["num_carry"]], (results[p["num_carry"] :], Xs)
 
-    over = arguments[last:], [slot for slot, each in zip(slots, of_rounds, strict=True) if each]
+    over = arguments[last:], [slot for slot, each in zip(slots, of_rounds, strict=True) if each], stacks[last:]
     options = {name: p[name] for name in ("length", "reverse", "unroll")}
     carried, (results, Xs) = jax.lax.scan(body, arguments[first:last], over, **options)
-    return [*carried, *results], Xs
+    results = [*carried, *results]
+    return results, [None] * len(results), Xs
 
 
-def _branched(eqn, step, arguments, slots, dense):
+def _branched(eqn, step, arguments, stacks, slots, dense):
     """Branches have different products: each gives zeros for those of the others."""
     nothing = [None if x.adapter in dense else _zeros_of_all_rounds(x, x.x) for x in step.products]
 
@@ -145,13 +161,15 @@ def _branched(eqn, step, arguments, slots, dense):
         first = sum(len(plan.products) for plan in step.plans[:number])
         last = first + len(step.plans[number].products)
 
-        def taken(arguments, slots):
-            results, Xs = run(step.plans[number], arguments, slots[first:last], dense)
+        def taken(arguments, stacks, slots):
+            results, _, Xs = run(step.plans[number], arguments, stacks, slots[first:last], dense)
             return results, [*nothing[:first], *Xs, *nothing[last:]]
 
         return taken
 
-    return jax.lax.switch(arguments[0], list(map(branch, range(len(step.plans)))), arguments[1:], slots)
+    branches = list(map(branch, range(len(step.plans))))
+    results, Xs = jax.lax.switch(arguments[0], branches, arguments[1:], stacks[1:], slots)
+    return results, [None] * len(results), Xs
 
 
 _RUN = {
@@ -174,9 +192,13 @@ def pair_slot(product):
 def dense_slot(product, m, n):
     """A slot for SᵀX, summed over all rounds; m × n is the size of the adapter."""
     stack = [loop.length for loop in product.loops if loop.stacked]
-    dtype = computing_dtype(jnp, jnp.result_type(product.x.dtype, product.y.dtype))
     size = (n, m) if product.transposed else (m, n)
-    return jnp.zeros((*stack, *product.y.shape[: product.stack], *size), dtype)
+    return jnp.zeros((*stack, *product.y.shape[: product.stack], *size), sum_dtype(product))
+
+
+def sum_dtype(product):
+    """What SᵀX is summed up in."""
+    return computing_dtype(jnp, jnp.result_type(product.x.dtype, product.y.dtype))
 
 
 def dense(product, G):

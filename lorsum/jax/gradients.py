@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from lorsum.jax._plan import Factor, planned
 from lorsum.jax._pytrees import Pair, is_low_rank
-from lorsum.jax._run import dense, dense_slot, pair, pair_slot, run
+from lorsum.jax._run import dense, dense_slot, pair, pair_slot, run, sum_dtype
 from lorsum.jax._serialization import register_with_flax
 
 __all__ = ["grad", "value_and_grad"]
@@ -94,13 +94,16 @@ def value_and_grad(loss, has_aux=False, *, gradient="auto"):
         parts.check(plan)
         summed = parts.summed(plan, gradient)
 
-        def with_slots(others, slots):
-            (value, *arrays), Xs = run(plan, jax.tree.leaves((parts.adapters, others)), slots, summed)
+        def with_slots(others, stacks, slots):
+            beside = [stacks.get(number) if side == "U" else None for number in parts.adapters for side in "UV"]
+            inputs, beside = jax.tree.leaves((parts.adapters, others)), beside + [None] * len(others)
+            (value, *arrays), _, Xs = run(plan, inputs, beside, slots, summed)
             return value, (arrays, Xs)
 
-        differentiated = jax.value_and_grad(with_slots, argnums=(0, 1), has_aux=True)
-        (value, (arrays, Xs)), (gradients, sums) = differentiated(parts.others, parts.slots(plan, summed))
-        gradients = parts.whole(gradients | _collected(plan, sums, Xs))
+        differentiated = jax.value_and_grad(with_slots, argnums=(0, 1, 2), has_aux=True)
+        slots = parts.stacks(plan), parts.slots(plan, summed)
+        (value, (arrays, Xs)), (gradients, stacks, sums) = differentiated(parts.others, *slots)
+        gradients = parts.whole(gradients | _collected(plan, stacks, sums, Xs))
         return ((value, aux.whole(arrays)) if has_aux else value), gradients
 
     return value_and_gradient
@@ -203,20 +206,39 @@ class _Parts:
 
     def summed(self, plan, form):
         """The adapters of which the gradient is kept as SᵀX."""
+        selected = frozenset(x.adapter for x in plan.products if x.selected)
+        if selected and form == "pairs":
+            raise NotImplementedError(
+                f"`gradient` is 'pairs', but `loss` takes `{self.names[min(selected)]}` out of a stack by an index or "
+                "a slice, where the gradient of the stack is had as a sum only. Take 'auto' or 'dense'."
+            )
         if form != "auto":
             return frozenset(self.adapters if form == "dense" else ())
         rows = dict.fromkeys(self.adapters, 0)
         for x in plan.products:
             rows[x.adapter] += x.rows
         sizes = {number: W.shape[-2:] for number, W in self.adapters.items()}
-        return frozenset(number for number, size in sizes.items() if not _pairs_are_smaller(rows[number], *size))
+        return selected | {number for number, size in sizes.items() if not _pairs_are_smaller(rows[number], *size)}
+
+    def stacks(self, plan):
+        """A slot for each stack that adapters are selected out of."""
+        stacks = {}
+        for x in plan.products:
+            if x.selected:
+                W, dtype = self.adapters[x.adapter], sum_dtype(x)
+                known = stacks.get(x.adapter, jnp.zeros((), dtype))
+                stacks[x.adapter] = jnp.zeros(W.shape, jnp.promote_types(dtype, known.dtype))
+        return stacks
 
     def slots(self, plan, summed):
-        """A slot for each product."""
-        return [
-            dense_slot(x, *self.adapters[x.adapter].shape[-2:]) if x.adapter in summed else pair_slot(x)
-            for x in plan.products
-        ]
+        """A slot for each product, None for one with an adapter that was selected out of a stack."""
+
+        def slot(x):
+            if x.selected:
+                return None
+            return dense_slot(x, *self.adapters[x.adapter].shape[-2:]) if x.adapter in summed else pair_slot(x)
+
+        return list(map(slot, plan.products))
 
 
 def _pairs_are_smaller(rows, m, n):
@@ -254,10 +276,12 @@ def _checked(name, leaf):
     return leaf
 
 
-def _collected(plan, sums, Xs):
+def _collected(plan, stacks, sums, Xs):
     """The gradients of the adapters, by number."""
-    products: dict = {}
+    products: dict = {number: [G] for number, G in stacks.items()}
     for product, S, X in zip(plan.products, sums, Xs, strict=True):
+        if product.selected:
+            continue
         products.setdefault(product.adapter, []).append(dense(product, S) if X is None else pair(product, S, X))
     return {number: _whole(parts) for number, parts in products.items()}
 

@@ -16,7 +16,7 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from lorsum.lowrank import LowRank
+from lorsum.lowrank import LowRank, LowRankSum
 
 __all__ = ["lora", "lora_conv", "product_p"]
 
@@ -32,7 +32,7 @@ def lora(x, W):
         Rows: a token, an example, or many of them.
     W : LowRank, shape (m, n)
         The adapter, B = W.U and A = W.V.T. A stack of adapters, shape (..., m, n), takes x with the same leading
-        dimensions in front, which are then not rows.
+        dimensions in front, which are then not rows. A sum of adapters, as ``2 * W`` is, is multiplied term by term.
 
     Returns
     -------
@@ -105,6 +105,9 @@ def _sizes(name, value, count):
 
 
 def _product(x, W, view, dims):
+    if isinstance(W, LowRankSum) and W.is_factored:
+        products = [c * _product(x, A, view, dims) for A, c in zip(W.terms, W.coefficients, strict=True)]
+        return sum(products[1:], products[0])
     if not isinstance(W, LowRank):
         raise TypeError(f"`W` is a {type(W).__name__}; a LowRank is needed.")
     x, stack = jnp.asarray(x), tuple(W.shape[:-2])

@@ -4,6 +4,7 @@ import functools
 
 import equinox as eqx
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -474,6 +475,45 @@ def test_aux_comes_back():
     assert jax.tree.structure(gradients) == jax.tree.structure(G)
 
 
+def test_aux_is_what_was_given():
+    def loss(params, x):
+        y = layers(params, x)
+        return size(y), {"name": "train", "f": jnp.tanh, "none": None, "count": 3, "W": params["W"], "y": y, "key": KEY}
+
+    KEY, x, params = jax.random.key(1), normal(5, 6, 9), two_layers()
+    (_, aux), _ = value_and_grad(loss, has_aux=True)(params, x)
+    (_, compiled), _ = eqx.filter_jit(value_and_grad(loss, has_aux=True))(params, x)
+    expected = loss(params, x)[1]
+    for found in (aux, compiled):
+        assert found["name"] == "train" and found["f"] is jnp.tanh and found["none"] is None and found["count"] == 3
+        assert isinstance(found["W"], LowRank) and found["key"] == KEY
+        np.testing.assert_allclose(found["y"], expected["y"], rtol=1e-5, atol=1e-5)
+    of_one = lambda x: value_and_grad(lambda params: (loss(params, x)[0], x), has_aux=True)(params)[0][1]  # noqa: E731
+    np.testing.assert_array_equal(jax.vmap(of_one)(normal(5, 4, 6, 9)), normal(5, 4, 6, 9))
+
+
+def test_a_model_comes_back_as_aux():
+    params, frozen = partition(add_lora(eqx.nn.MLP(6, 3, 8, 1, key=jax.random.key(0)), 2, key=jax.random.key(1)))
+
+    def loss(params):
+        model = eqx.combine(params, frozen)
+        return size(model(normal(5, 6))), model
+
+    (_, model), _ = value_and_grad(loss, has_aux=True)(params)
+    assert jax.tree.structure(model) == jax.tree.structure(eqx.combine(params, frozen))
+    np.testing.assert_allclose(size(model(normal(5, 6))), loss(params)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("gradient", FORMS)
+def test_a_number_of_rows_that_is_only_a_name(gradient):
+    (rows,) = jax.export.symbolic_shape("rows")
+    W = adapter(0, 7, 9)
+    of = jax.jit(grad(lambda W, x: size(lora(x, W)), gradient=gradient))
+    exported = jax.export.export(of)(W, jax.ShapeDtypeStruct((rows, 9), jnp.float32))
+    x = normal(5, 6, 9)
+    assert_close(as_matrix(exported.call(W, x)), jax.grad(lambda W: size(x @ W.T))(W.to_dense()))
+
+
 def test_an_adapter_that_is_not_trained_is_passed_as_an_argument():
     def loss(W, frozen):
         return size(lora(jnp.tanh(lora(normal(5, 6, 9), frozen)), W))
@@ -599,6 +639,21 @@ def test_loops_of_open_length_are_refused_by_name():
 
     with pytest.raises(NotImplementedError, match="`while`"):
         value_and_grad(loss)(adapter(0, 7, 9))
+
+
+def test_loops_of_open_length_without_a_derivative_are_no_matter():
+    def turned(W):
+        """The dominant right singular vector."""
+        again = lambda v: (lambda y: y / jnp.linalg.norm(y))(lora(lora(v[1], W), W.T))  # noqa: E731
+        return jax.lax.while_loop(lambda v: v[0] < 9, lambda v: (v[0] + 1, again(v)), (0, jnp.ones(9) / 3))[1]
+
+    def loss(W):
+        outside = jax.lax.stop_gradient(turned(W)) * turned(jax.lax.stop_gradient(W))
+        return size(lora(normal(5, 6, 9) * outside, W))
+
+    W = adapter(0, 7, 9)
+    x = normal(5, 6, 9) * turned(W) ** 2
+    assert_close(as_matrix(grad(loss)(W)), jax.grad(lambda W: size(x @ W.T))(W.to_dense()), 1e-4)
 
 
 @pytest.mark.parametrize("leaf", [jnp.arange(3), 3, "relu", None.__class__])

@@ -3,6 +3,7 @@
 import functools
 import io
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -329,14 +330,42 @@ def test_pairs_pass_transformations_of_jax():
     np.testing.assert_allclose(norms, G.norm() * jnp.arange(3.0), rtol=1e-12)
     np.testing.assert_allclose(jax.vmap(lambda one: one.norm())(stack), norms, rtol=1e-12)
     assert isinstance(jit(lambda G: G)(stack), lj.Pair)
+    assert isinstance(eqx.filter_jit(lambda G: (G, "a name"))(stack)[0], lj.Pair)
+    assert jax.tree.leaves(jax.tree.map(lambda _: True, G)) == [True] * 3
     assert isinstance(jax.device_put(G), lj.Pair)
 
 
-def test_an_average_over_steps_is_an_error():
-    W = adapter(0, 9, 7)
-    tx = optax.MultiSteps(lj.oplora(0.1), every_k_schedule=2)
-    with pytest.raises(ValueError):
-        tx.update(pair_of(10, 9, 7, rows=2), tx.init(W), W)
+@pytest.mark.parametrize("wrapped", [functools.partial(optax.MultiSteps, every_k_schedule=2), optax.apply_if_finite])
+@pytest.mark.parametrize("form", ["pair", "dense"])
+def test_what_expects_updates_of_the_structure_of_gradients_is_an_error(wrapped, form):
+    W, G = adapter(0, 9, 7), pair_of(10, 9, 7, rows=2)
+    tx = wrapped(lj.oplora(0.1)) if wrapped is not optax.apply_if_finite else wrapped(lj.oplora(0.1), 3)
+    with pytest.raises((TypeError, ValueError, NotImplementedError)):
+        tx.update(G if form == "pair" else G.to_dense(), tx.init(W), W)
+
+
+def test_what_comes_after_acts_on_the_factors_updates():
+    W, G, tx = adapter(0, 9, 7), pair_of(10, 9, 7), lj.oplora(0.1)
+    expected, _ = tx.update(G, tx.init(W), W)
+    for after, factor in ((optax.scale(0.5), 0.5), (optax.ema(0.9, debias=True), 1.0), (optax.clip(1e9), 1.0)):
+        chain = optax.chain(tx, after)
+        updates, _ = jit(chain.update)(G, chain.init(W), W)
+        np.testing.assert_allclose(updates.U, factor * expected.U, rtol=1e-9)
+    tx = optax.lookahead(lj.oplora(0.1), sync_period=2, slow_step_size=0.5)
+    params = optax.LookaheadParams.init_synced(W)
+    state, fast = tx.init(params), W
+    for _ in range(2):
+        updates, state = tx.update(G, state, params)
+        params = optax.apply_updates(params, updates)
+        fast = optax.apply_updates(fast, lj.oplora(0.1).update(G, lj.oplora(0.1).init(W), fast)[0])
+    np.testing.assert_allclose(params.fast.U, (W.U + fast.U) / 2, rtol=1e-9)
+
+
+def test_dense_gradients_are_clipped_as_the_matrices_that_they_are():
+    W, G = adapter(0, 9, 7), pair_of(10, 9, 7).to_dense()
+    tx, ours = (optax.chain(f(1.0), lj.oplora(0.1)) for f in (optax.clip_by_global_norm, lj.clip_by_global_norm))
+    (one, _), (other, _) = (t.update(G, t.init(W), W) for t in (tx, ours))
+    assert_equal_matrices(optax.apply_updates(W, one), optax.apply_updates(W, other))
 
 
 def test_a_saved_state_goes_on_bit_for_bit():
