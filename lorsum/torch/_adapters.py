@@ -124,15 +124,20 @@ def adapters(model):
     for name, lora_A, lora_B in _trainable_pairs(model):
         site = Site(name, lora_A, lora_B)
         A, B = lora_A.weight, lora_B.weight
-        sites.setdefault((A.data_ptr(), B.data_ptr()), []).append(site)
+        sites.setdefault((_memory(A), _memory(B)), []).append(site)
         for letter, p in (("A", A), ("B", B)):
-            partner, other = names.setdefault(p.data_ptr(), ((id(A), id(B)), name))
+            partner, other = names.setdefault(_memory(p), ((id(A), id(B)), name))
             if partner != (id(A), id(B)):
                 raise ValueError(
                     f"`{name}` shares the weight of its lora_{letter} with `{other}`, but not both weights as one "
                     "parameter: the gradient of their product is then no gradient of theirs. Share both, or neither."
                 )
     return [Adapter(group) for group in sites.values()]
+
+
+def _memory(p):
+    """What parameters have in common that are tied; on the meta device, where there is no memory, themselves."""
+    return id(p) if p.is_meta else p.data_ptr()
 
 
 def require_no_data_parallel(model):
