@@ -11,7 +11,7 @@ from lorsum.torch import _bridge as bridge
 from lorsum.torch._ahead import Ahead, stepped
 from lorsum.torch._capture import Capture, Captured
 from lorsum.torch._check import check_against_autograd
-from lorsum.torch._distributed import Averaged, processes
+from lorsum.torch._distributed import Averaged, local_factor, processes
 from lorsum.torch._gradient import FORMS
 from lorsum.torch._groups import (
     check_rules,
@@ -27,6 +27,7 @@ from lorsum.torch._groups import (
     rule_of,
     unused,
 )
+from lorsum.torch._join import attend
 from lorsum.torch._others import Others, kind_of, named
 
 __all__ = ["AdapterOptimizer"]
@@ -98,9 +99,9 @@ class AdapterOptimizer(torch.optim.Optimizer):
     ``clip_grad_norm_`` and ``GradScaler`` act on ``.grad``, which exists as always: the factor c that they multiply it
     with is found from the norms of A.grad and B.grad, and G is multiplied by it.
 
-    A group of ``param_groups`` has the options of the adapters' rule. Where it also has other parameters, those of their
-    rule that differ are in ``group["others"]``, and ``lr`` there is their learning rate when the group's is
-    ``beside_lr``: half of one is half of the other. Of a group without adapters the options are those of ``others``. A
+    A group of ``param_groups`` has the options of the adapters' rule. Where it also has other parameters, what their
+    rule does not share with these is in ``group["others"]``: ``lr`` there is theirs when the group's is ``beside_lr``,
+    and half of that when the group's is half. Of a group without adapters the options are those of ``others``. A
     scheduler that cycles the momentum cycles SGD's and AdamW's β₁ alike. With a learning rate of zero the adapters stay
     as they are bit for bit.
 
@@ -158,6 +159,8 @@ class AdapterOptimizer(torch.optim.Optimizer):
         self._rules: dict = {}  # by group number: the options that they were made of, and the two rules
         self._states: dict = {}  # by B: what its state's structure depends on, and the state
         self._other_steps: dict = {}  # by group
+        self.averages_in_backward = False  # within a join of DistributedDataParallel
+        attend(self)
 
     def add_param_group(self, param_group):
         """Add a group whose ``"params"`` are a module, an adapter, a parameter, or a list of these.
@@ -277,15 +280,16 @@ class AdapterOptimizer(torch.optim.Optimizer):
         return loss
 
     def _gradients(self):
-        """The gradients of the adapters that have one; what must not be missing is an error, before anything changes."""
+        """The gradients of the adapters that have one; what must not be missing is an error before anything changes."""
         captures = [capture for capture in self._captures.values() if capture.adapter.trained]
         if not captures:
             raise RuntimeError(f"all adapters of the optimizer are frozen: {', '.join(a.name for a in self.adapters)}.")
         for capture in captures:
             capture.adapter.check_unchanged()
-        if processes(self.process_group) > 1:
+        if processes(self.process_group) > 1 and not self.averages_in_backward:
             return Averaged(captures, self.process_group, self.seed, self.missing)
-        return Captured([capture for capture in captures if capture.has_gradient(self.missing)])
+        present = [capture for capture in captures if capture.has_gradient(self.missing)]
+        return Captured(present, local_factor) if self.averages_in_backward else Captured(present)
 
     def _step_adapter(self, rule, capture, gradients):
         adapter = capture.adapter
@@ -327,7 +331,8 @@ class AdapterOptimizer(torch.optim.Optimizer):
             rng = np.random.default_rng([self.seed, self._number_of[p]])
             held = bridge.Held(rule.init(W, rng=rng), self.state[p])
             self._states[p] = kind_of(rule), held
-            self.state[self._captures[p].adapter.A]["step"] = self.state[p]["step"]  # what is saved is of all parameters
+            A = self._captures[p].adapter.A  # whose entry tells those who save a state by parameters that it has one
+            self.state[A]["step"] = self.state[p]["step"]
         return held
 
     @staticmethod

@@ -157,13 +157,21 @@ class Capture:
 
 
 class Captured:
-    """The gradients of all adapters in a single process."""
+    """The gradients of all adapters, with nothing left to communicate.
+
+    Parameters
+    ----------
+    captures : list of Capture
+        Of the adapters that have a gradient.
+    factor : callable, optional
+        Gives the number c of a capture.
+    """
 
     unchecked = True
 
-    def __init__(self, captures):
+    def __init__(self, captures, factor=Capture.common_factor):
         self.traffic: dict = {}
-        self.factors = {capture.adapter.B: capture.common_factor() for capture in captures}
+        self.factors = {capture.adapter.B: factor(capture) for capture in captures}
 
     def gradient(self, capture, rule):
         """c G as the rule takes it."""

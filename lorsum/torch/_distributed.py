@@ -16,7 +16,7 @@ from lorsum.lowrank import LowRank
 from lorsum.torch import _bridge as bridge
 from lorsum.torch._gradient import half_to_single, zero_gradient
 
-__all__ = ["Averaged", "Traffic", "cheapest", "processes"]
+__all__ = ["Averaged", "Traffic", "cheapest", "gathered", "local_factor", "processes"]
 
 
 class Traffic(NamedTuple):
@@ -101,7 +101,8 @@ class Averaged:
         way = cheapest(rule, adapter, rows, count)
         self.traffic[adapter.name] = Traffic(way, 0)
         if way == "rows":
-            return bridge.to_arrays(self._gathered(local, adapter, rows))
+            self._moved(adapter.name, (count - 1) * max(rows) * sum(adapter.shape) * local.U.itemsize)
+            return bridge.to_arrays(gathered(local, rows, self.group))
         if way == "sum":
             local = local.to_dense() if isinstance(local, LowRank) else local
             return bridge.to_arrays(self._mean(local.contiguous(), adapter.name))
@@ -114,20 +115,26 @@ class Averaged:
         self._moved(name, 2 * (count - 1) / count * x.numel() * x.itemsize)
         return x / count
 
-    def _gathered(self, local, adapter, rows):
-        """LowRank(Sᵀ / P, Xᵀ) with the rows of all P processes."""
-        m, n = adapter.shape
-        mine = half_to_single(torch.zeros(max(rows), m + n, dtype=local.U.dtype, device=local.U.device))
-        mine[: local.rank] = torch.cat([local.U.T, local.V.T], dim=1)
-        everyone = [torch.empty_like(mine) for _ in rows]
-        dist.all_gather(everyone, mine, group=self.group)
-        self._moved(adapter.name, (len(rows) - 1) * mine.numel() * mine.itemsize)
-        stacked = torch.cat([x[:count] for x, count in zip(everyone, rows, strict=True)])
-        return LowRank._of(stacked[:, :m].T / len(rows), stacked[:, m:].T)
-
     def _moved(self, name, nbytes):
         way, before = self.traffic[name]
         self.traffic[name] = Traffic(way, before + round(nbytes))
+
+
+def gathered(local, rows, group=None):
+    """LowRank(Sᵀ / P, Xᵀ) with the rows of all P processes, of which ``local`` has this one's."""
+    (m, _), (n, _) = local.U.shape, local.V.shape
+    mine = half_to_single(torch.zeros(max(rows), m + n, dtype=local.U.dtype, device=local.U.device))
+    mine[: local.rank] = torch.cat([local.U.T, local.V.T], dim=1)
+    everyone = [torch.empty_like(mine) for _ in rows]
+    dist.all_gather(everyone, mine, group=group)
+    stacked = torch.cat([x[:count] for x, count in zip(everyone, rows, strict=True)])
+    return LowRank._of(stacked[:, :m].T / len(rows), stacked[:, m:].T)
+
+
+def local_factor(capture):
+    """c where the captured gradient is the mean over the processes already."""
+    with_A, with_B = _projections(capture)
+    return _common_factor(capture.adapter, with_A, with_B, float(capture.gradient.rounding()))
 
 
 def cheapest(rule, adapter, rows, count):

@@ -95,6 +95,7 @@ class Gradient:
         self.pairs: list = []
         self.dense: Any = None
         self.noise: Any = 0.0  # a bound of the rounding errors of the dense sum
+        self.is_mean = False  # over the processes, at least what is older
 
     def __bool__(self):
         return bool(self.pairs) or self.dense is not None
@@ -146,7 +147,7 @@ class Gradient:
     def clear(self):
         """Back to nothing."""
         self.pairs, self.dense = [], None
-        self.noise = 0.0
+        self.noise, self.is_mean = 0.0, False
 
     def times(self, c):
         """c Σ SᵀX in the precision to compute in: a LowRank(Sᵀ, Xᵀ), or a dense tensor."""
