@@ -48,6 +48,7 @@ class _Shadow(dist.algorithms.join.JoinHook):
 
     def __init__(self, hook, ddp, optimizers):
         self.hook, self.ddp, self.optimizers = hook, ddp, optimizers
+        self.backward_pass = None  # its number
         for optimizer in optimizers:
             optimizer.averages_in_backward = True
         self.handle = ddp.register_forward_hook(self._after_forward)
@@ -73,7 +74,10 @@ class _Shadow(dist.algorithms.join.JoinHook):
             torch.autograd.graph.register_multi_grad_hook(tensors, self._in_backward, mode="any")
 
     def _in_backward(self, grad):
-        torch.autograd.Variable._execution_engine.queue_callback(self._average)  # when all of it is done
+        number = torch._C._current_graph_task_id()
+        if number != self.backward_pass:  # which several forward passes may share
+            self.backward_pass = number
+            torch.autograd.Variable._execution_engine.queue_callback(self._average)  # when all of it is done
 
     @torch.no_grad()
     def _average(self):
