@@ -362,10 +362,14 @@ class AdapterOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict):
         """Go on where a saved optimizer of the same model and rules stood: the next steps are the same bit for bit."""
         taken: list = []
-        handle = self.register_load_state_dict_pre_hook(lambda _, final: taken.append(final))  # after the user's hooks
+
+        def take(_, state):
+            check_rules(state["param_groups"], self.param_groups)
+            taken.append(state)
+
+        handle = self.register_load_state_dict_pre_hook(take)  # after those of the user, who may change the state
         scales = [group.get("scale") for group in self.param_groups]
         try:
-            check_rules(state_dict["param_groups"], self.param_groups)
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
@@ -373,11 +377,11 @@ class AdapterOptimizer(torch.optim.Optimizer):
             if "scale" in group:
                 group["scale"] = scale
         # torch casts what it loads to the parameter's dtype, but a momentum of half precision is kept in single
-        (final,) = taken
+        (state,) = taken
         parameters = [p for group in self.param_groups for p in group["params"]]
-        places = [place for group in final["param_groups"] for place in group["params"]]
+        places = [place for group in state["param_groups"] for place in group["params"]]
         for place, p in zip(places, parameters, strict=True):
-            for name, value in final["state"].get(place, {}).items():
+            for name, value in state["state"].get(place, {}).items():
                 self.state[p][name] = value.clone() if name == "step" else value.clone().to(p.device)
 
 

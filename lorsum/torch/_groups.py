@@ -6,6 +6,7 @@ A group has the options of the adapters' rule. Parameters beside the adapters ar
 
 import dataclasses
 import itertools
+from collections.abc import Iterable
 
 import torch
 
@@ -32,7 +33,7 @@ OF_TORCH = {"foreach", "fused", "capturable", "differentiable", "amsgrad", "nest
 
 def groups_of(model):
     """The groups in what an optimizer is given: one, unless there are dicts."""
-    if isinstance(model, (str, bytes, torch.Tensor, dict)):
+    if isinstance(model, (str, bytes, torch.Tensor, dict)) or not isinstance(model, (torch.nn.Module, Iterable)):
         raise TypeError(
             f"`model` is a {type(model).__name__}; pass the module to train instead of its parameters, or a list of "
             "groups whose `params` are modules."

@@ -180,7 +180,7 @@ def test_only_the_active_adapter_is_trained():
 
 def test_merged_adapters_are_noticed():
     model = encoder()
-    optimizer = OPLoRA(model, lr=0.1)
+    optimizer = OPLoRA(model, lr=0.1, missing="error")
     model.merge_adapter()
     once(model)
     with pytest.raises(RuntimeError, match=r"query\.default` has no gradient"):
