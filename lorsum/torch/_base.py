@@ -223,7 +223,7 @@ class AdapterOptimizer(torch.optim.Optimizer):
         return {
             capture.adapter.name: capture.gradient.times(capture.common_factor())
             for capture in self._captures.values()
-            if capture.gradient
+            if capture.gradient and capture.has_gradient()
         }
 
     def gradient_nbytes(self):
@@ -302,7 +302,7 @@ class AdapterOptimizer(torch.optim.Optimizer):
                 check_against_autograd(adapter, G, capture.gradient.rounding() * c)
             following = held.state.count + 2
             capture.checked = self.debug or following & (following - 1) == 0  # steps 1, 2, 4, 8, …
-            done = None if self._ahead is None else self._ahead.take(rule, capture, c)
+            done = self._ahead.take(rule, capture, c) if self._ahead is not None and capture.gradient else None
             W, state = stepped(rule, W, G, held.state) if done is None else done
         return (slots, (W.U, W.V.T), held, state) if rule.lr else ((), (), held, state)
 

@@ -202,6 +202,8 @@ def check_rules(saved, now):
 
 
 def refuse_without_adapters(model, groups):
+    """The error for a model in which there is nothing for the rule to train."""
+
     def modules(params):
         items = [params] if isinstance(params, (torch.nn.Module, torch.Tensor)) else list(params)
         return [item for item in items if isinstance(item, torch.nn.Module)]
@@ -212,9 +214,15 @@ def refuse_without_adapters(model, groups):
             "the module instead of parameters (to transformers.Trainer, as X in "
             "`optimizer_cls_and_kwargs`), or groups whose `params` are modules."
         )
+    methods = {str(getattr(config.peft_type, "value", "")) for config in getattr(model, "peft_config", {}).values()}
+    if methods and "LORA" not in methods:
+        raise ValueError(
+            f"`model` has no LoRA pair: PEFT adapts it by {', '.join(sorted(methods))}, which is no product B·A. Use "
+            "LoraConfig, or an optimizer of torch.optim."
+        )
     raise ValueError(
         f"`model` ({type(model).__name__}) has no LoRA pair: no trainable lora_A with its lora_B. Put layers "
-        "in with lorsum.torch.add_lora or peft.get_peft_model."
+        "in with lorsum.torch.add_lora or peft.get_peft_model, or unfreeze them."
     )
 
 

@@ -212,9 +212,11 @@ def test_errors_name_other_parameters():
     optimizer = OPLoRA(model, lr=0.1)
     backward(model, 0)
     model[0].weight.grad = model[0].weight.grad.to_sparse()
-    with pytest.raises(TypeError) as raised:
+    before = parameters_of(model)
+    with pytest.raises(TypeError, match=r"the gradient of `0\.weight` is sparse, which SGD does not") as raised:
         optimizer.step()
     assert "in the step of `0.weight`" in raised.value.__notes__
+    assert_equal(model.parameters(), before)
 
 
 def test_frozen_parameters_stay():
