@@ -63,7 +63,8 @@ class AdapterOptimizer(torch.optim.Optimizer):
         computed again in ``step``, so that this is for loops without them. Several processes start in ``step``.
     process_group : torch.distributed.ProcessGroup, optional
         Over which gradients are averaged, as ``DistributedDataParallel`` averages ``.grad``; default: all processes,
-        where torch.distributed is initialised.
+        where torch.distributed is initialised. Within its ``join``, where processes run out of batches at different
+        times, this is done in the backward pass; at the end all take weights and state of who trained longest.
     missing : {"skip", "error"}
         What a step does about an adapter that has no gradient, such as an expert that no token was routed to: leave it
         and its state as they are, as torch.optim does, or raise an error that names it.

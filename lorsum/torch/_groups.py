@@ -211,7 +211,7 @@ def refuse_without_adapters(model, groups):
     if groups and not any(modules(group["params"]) for group in groups):
         raise ValueError(
             "`model` has no LoRA pair, but parameters alone, of which none says with which other it forms a pair: pass "
-            "the module instead of parameters (to transformers.Trainer, as X in "
+            "the module instead of parameters (to transformers.Trainer, as the entry `model` of "
             "`optimizer_cls_and_kwargs`), or groups whose `params` are modules."
         )
     methods = {str(getattr(config.peft_type, "value", "")) for config in getattr(model, "peft_config", {}).values()}

@@ -41,7 +41,11 @@ CASES = {
     "uneven OPLoRA": {"task": "uneven", "optimizer": "OPLoRA", "options": {**momentum, "iters": 2}},
     "uneven OPLoRA, pairs": {"task": "uneven", "optimizer": "OPLoRA", "options": {**momentum, "gradient": "pairs"}},
     "uneven OPLoRA, accumulated": {
-        "task": "uneven", "optimizer": "OPLoRA", "options": momentum, "micro": 2, "no_sync": True
+        "task": "uneven",
+        "optimizer": "OPLoRA",
+        "options": momentum,
+        "micro": 2,
+        "no_sync": True,
     },
     "uneven ProjectedOPLoRA": {"task": "uneven", "optimizer": "ProjectedOPLoRA", "options": momentum},
     "uneven PreconditionedSGD": {"task": "uneven", "optimizer": "PreconditionedSGD", "options": momentum},
@@ -49,7 +53,10 @@ CASES = {
     "uneven SVDLoRA": {"task": "uneven", "optimizer": "SVDLoRA", "options": momentum},
     "uneven Shampoo": {"task": "uneven", "optimizer": "ScaledOPLoRA", "options": {"scale": "Shampoo", "lr": 1e-3}},
     "uneven KFAC": {
-        "task": "uneven", "optimizer": "ScaledOPLoRA", "options": {"scale": "KFAC", "lr": 1e-4}, "steps": 3
+        "task": "uneven",
+        "optimizer": "ScaledOPLoRA",
+        "options": {"scale": "KFAC", "lr": 1e-4},
+        "steps": 3,
     },
 }
 FAULTS = {
