@@ -139,13 +139,15 @@ def _with_adapters(model, config):
 def _optimizer(model, config):
     """The method's optimizer for the adapters, and AdamW for the head, the same with every method."""
     options, lr = dataclasses.asdict(rule_of(config)), config["head_lr"]
+    adapters = lorsum.torch.adapters(model)
+    factors = [p for adapter in adapters for p in (adapter.A, adapter.B)]
+    head = [p for p in model.parameters() if p.requires_grad and all(p is not factor for factor in factors)]
     if config["method"] in _OPTIMIZERS:
         others = optim.AdamW(lr=lr, weight_decay=0.0)
-        return _OPTIMIZERS[config["method"]](model, others=others, rng=config["seed"], **options)
+        groups = [{"params": adapters}, {"params": head}]
+        return _OPTIMIZERS[config["method"]](groups, others=others, rng=config["seed"], **options)
     if config["method"] != "lora adamw":
         raise ValueError(f"`method` is {config['method']!r}; one of {', '.join(_OPTIMIZERS)} or lora adamw is needed.")
-    factors = [p for adapter in lorsum.torch.adapters(model) for p in (adapter.A, adapter.B)]
-    head = [p for p in model.parameters() if p.requires_grad and all(p is not factor for factor in factors)]
     return torch.optim.AdamW([{"params": factors, **options}, {"params": head, "lr": lr, "weight_decay": 0.0}])
 
 

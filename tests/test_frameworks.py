@@ -29,7 +29,13 @@ METHODS = [
     ("mini-batch", "SVDLoRA", {"lr": 0.1, "momentum": 0.75}),
     ("mini-batch", "PreconditionedSGD", {"lr": 0.1, "momentum": 0.75}),
     ("mini-batch", "PreconditionedAdamW", {"lr": 0.05}),
+    ("mini-batch", "OPLoRA", {"lr": 0.1, "momentum": 0.75, "weight_decay": 0.1}),
+    ("mini-batch", "ProjectedOPLoRA", {"lr": 0.1, "momentum": 0.75, "weight_decay": 0.1}),
+    ("mini-batch", "SVDLoRA", {"lr": 0.1, "momentum": 0.75, "weight_decay": 0.1}),
+    ("mini-batch", "PreconditionedSGD", {"lr": 0.1, "momentum": 0.75, "weight_decay": 0.1}),
 ]
+# With the loss's sign changed as well, ascent is the same descent
+METHODS += [(kind, method, {**options, "maximize": True}) for kind, method, options in METHODS[-4:]]
 
 
 @pytest.fixture(autouse=True)
@@ -66,13 +72,17 @@ def curve(kind, step, matrix):
     return np.array(excess)
 
 
+def sign_of(options):
+    return -1 if options.get("maximize") else 1
+
+
 def in_numpy(kind, method, options):
     rule, W = getattr(optim, method)(**options), task()[1]
     seed = int(np.random.default_rng(0).integers(2**52))  # as the adapters of the frameworks draw the first one's
     held = [W, rule.init(W, rng=np.random.default_rng([seed, 0]))]
 
     def step(X, Y):
-        S = 2 * (X @ held[0].T - Y)
+        S = sign_of(options) * 2 * (X @ held[0].T - Y)
         held[:] = rule.step(held[0], LowRank(S.T, X.T), held[1])
 
     return curve(kind, step, lambda: held[0].to_dense())
@@ -90,7 +100,7 @@ def in_torch(kind, method, options):
 
     def step(X, Y):
         optimizer.zero_grad()
-        ((layer(torch.from_numpy(X)) - torch.from_numpy(Y)) ** 2).sum().backward()
+        (sign_of(options) * ((layer(torch.from_numpy(X)) - torch.from_numpy(Y)) ** 2).sum()).backward()
         optimizer.step()
 
     return curve(kind, step, lambda: layer.weight.detach().numpy())
@@ -104,7 +114,7 @@ def in_jax(kind, method, options):
 
     @jax.jit
     def stepped(W, state, X, Y):
-        G = lorsum.jax.grad(lambda W: jnp.sum((lorsum.jax.lora(X, W) - Y) ** 2))(W)
+        G = lorsum.jax.grad(lambda W: sign_of(options) * jnp.sum((lorsum.jax.lora(X, W) - Y) ** 2))(W)
         updates, state = tx.update(G, state, W)
         return optax.apply_updates(W, updates), state
 

@@ -107,6 +107,8 @@ def oplora(
     start="U",
     simultaneous=False,
     method="auto",
+    weight_decay=0.0,
+    maximize=False,
     rng=0,
 ):
     """OPLoRA: each adapter takes the step W − ηG − ηαM, rounded to its rank by LoRSum (algorithm 1 of the paper).
@@ -115,7 +117,7 @@ def oplora(
     ----------
     lr : float or callable
         Learning rate η, or a schedule: a function of the step.
-    momentum, momentum_rank, iters, reg, start, simultaneous, method
+    momentum, momentum_rank, iters, reg, start, simultaneous, method, weight_decay, maximize
         As for :class:`lorsum.optim.OPLoRA`. With data or factors that are sharded keep to ``method="direct"``, of which
         all that is communicated is thin.
     rng
@@ -154,16 +156,30 @@ def oplora(
         start=start,
         simultaneous=simultaneous,
         method=method,
+        weight_decay=weight_decay,
+        maximize=maximize,
     )
     return transformation(rule, rng=rng)
 
 
-def projected_oplora(lr, *, momentum=0.0, iters=1, reg=1e-3, start="U", simultaneous=False, method="auto", rng=0):
+def projected_oplora(
+    lr,
+    *,
+    momentum=0.0,
+    iters=1,
+    reg=1e-3,
+    start="U",
+    simultaneous=False,
+    method="auto",
+    weight_decay=0.0,
+    maximize=False,
+    rng=0,
+):
     """OPLoRA with LoFT's momentum, projected at each step on what the adapter's factors can express.
 
     Parameters
     ----------
-    lr, momentum, iters, reg, start, simultaneous, method, rng
+    lr, momentum, iters, reg, start, simultaneous, method, weight_decay, maximize, rng
         As for :func:`oplora` and :class:`lorsum.optim.ProjectedOPLoRA`.
 
     Returns
@@ -172,7 +188,8 @@ def projected_oplora(lr, *, momentum=0.0, iters=1, reg=1e-3, start="U", simultan
     """
     _check_static(iters=iters, rng=rng)
     options = {"iters": iters, "reg": reg, "start": start, "simultaneous": simultaneous, "method": method}
-    return transformation(optim.ProjectedOPLoRA(lr=lr, momentum=momentum, **options), rng=rng)
+    options |= {"momentum": momentum, "weight_decay": weight_decay, "maximize": maximize}
+    return transformation(optim.ProjectedOPLoRA(lr=lr, **options), rng=rng)
 
 
 def scaled_oplora(
@@ -186,13 +203,15 @@ def scaled_oplora(
     start="U",
     simultaneous=False,
     method="auto",
+    weight_decay=0.0,
+    maximize=False,
     rng=0,
 ):
     """OPLoRA in a metric that is estimated from the gradients (appendix B of the paper).
 
     Parameters
     ----------
-    lr, momentum, momentum_rank, iters, reg, start, simultaneous, method, rng
+    lr, momentum, momentum_rank, iters, reg, start, simultaneous, method, weight_decay, maximize, rng
         As for :func:`oplora`.
     scale : KFAC, Shampoo or DiagonalScale
         Of :mod:`lorsum.optim`. K-FAC needs gradients that are pairs, ``value_and_grad(…, gradient="pairs")``.
@@ -203,16 +222,17 @@ def scaled_oplora(
     """
     _check_static(momentum_rank=momentum_rank, iters=iters, rng=rng)
     options = {"iters": iters, "reg": reg, "start": start, "simultaneous": simultaneous, "method": method}
-    rule = optim.ScaledOPLoRA(lr=lr, scale=scale, momentum=momentum, momentum_rank=momentum_rank, **options)
+    options |= {"momentum": momentum, "weight_decay": weight_decay, "maximize": maximize}
+    rule = optim.ScaledOPLoRA(lr=lr, scale=scale, momentum_rank=momentum_rank, **options)
     return transformation(rule, rng=rng)
 
 
-def preconditioned_sgd(lr, *, momentum=0.0, weight_decay=0.0, reg=1e-3):
+def preconditioned_sgd(lr, *, momentum=0.0, weight_decay=0.0, maximize=False, reg=1e-3):
     """Gradient descent on the factors with preconditioned gradients: ScaledGD, Riemannian LoRA.
 
     Parameters
     ----------
-    lr, momentum, weight_decay, reg
+    lr, momentum, weight_decay, maximize, reg
         As for :class:`lorsum.optim.PreconditionedSGD`.
 
     Returns
@@ -220,15 +240,16 @@ def preconditioned_sgd(lr, *, momentum=0.0, weight_decay=0.0, reg=1e-3):
     optax.GradientTransformation
         See :func:`transformation`.
     """
-    return transformation(optim.PreconditionedSGD(lr=lr, momentum=momentum, weight_decay=weight_decay, reg=reg))
+    options = {"momentum": momentum, "weight_decay": weight_decay, "maximize": maximize, "reg": reg}
+    return transformation(optim.PreconditionedSGD(lr=lr, **options))
 
 
-def preconditioned_adamw(lr, *, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, reg=1e-3):
+def preconditioned_adamw(lr, *, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, maximize=False, reg=1e-3):
     """AdamW fed with the preconditioned gradients of the factors.
 
     Parameters
     ----------
-    lr, betas, eps, weight_decay, reg
+    lr, betas, eps, weight_decay, maximize, reg
         As for :class:`lorsum.optim.PreconditionedAdamW`.
 
     Returns
@@ -236,16 +257,16 @@ def preconditioned_adamw(lr, *, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01,
     optax.GradientTransformation
         See :func:`transformation`.
     """
-    options = {"betas": betas, "eps": eps, "weight_decay": weight_decay, "reg": reg}
+    options = {"betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize, "reg": reg}
     return transformation(optim.PreconditionedAdamW(lr=lr, **options))
 
 
-def svdlora(lr, *, momentum=0.0):
+def svdlora(lr, *, momentum=0.0, weight_decay=0.0, maximize=False):
     """The step that OPLoRA approximates: the truncated SVD of the full step, with a full-rank momentum.
 
     Parameters
     ----------
-    lr, momentum
+    lr, momentum, weight_decay, maximize
         As for :class:`lorsum.optim.SVDLoRA`.
 
     Returns
@@ -253,7 +274,7 @@ def svdlora(lr, *, momentum=0.0):
     optax.GradientTransformation
         See :func:`transformation`. With momentum its state has a matrix of each layer's size.
     """
-    return transformation(optim.SVDLoRA(lr=lr, momentum=momentum))
+    return transformation(optim.SVDLoRA(lr=lr, momentum=momentum, weight_decay=weight_decay, maximize=maximize))
 
 
 def _adapters(params):

@@ -1,16 +1,23 @@
-"""Checks of the options that the rules share, and the learning rate of a step."""
+"""Checks of the options that the rules share, and what they do to a step: learning rate, decay, ascent."""
 
 import math
 from collections.abc import Sequence
 
+import numpy as np
+from array_api_compat import is_array_api_obj
+
 from lorsum._arrays import as_number, is_scalar, is_traced
+from lorsum.lowrank import LowRank, as_sum
 
 __all__ = [
     "check_betas",
     "check_fraction",
     "check_lr",
+    "check_maximize",
     "check_nonnegative",
     "check_positive",
+    "decayed",
+    "descending",
     "is_used",
     "lr_at",
 ]
@@ -23,6 +30,18 @@ def lr_at(lr, count):
     value = as_number(lr(count))
     check_nonnegative("lr", value)
     return value
+
+
+def decayed(W, lr, weight_decay):
+    """The first term of a target, (1 − η · weight_decay) W: decoupled weight decay, of the product."""
+    return (1 - lr * weight_decay) * W if is_used(weight_decay) else W
+
+
+def descending(G, maximize):
+    """The gradient of what a rule is to minimise: −G where it maximises."""
+    if not maximize or not hasattr(G, "shape"):
+        return G
+    return -G if is_array_api_obj(G) else LowRank(-G.U, G.V) if isinstance(G, LowRank) else -as_sum(G, "G")
 
 
 def is_used(value):
@@ -42,6 +61,12 @@ def check_nonnegative(name, value):
         raise TypeError(f"`{name}` is {value!r}; a number is needed.")
     if not is_traced(value) and not 0 <= float(value) < math.inf:
         raise ValueError(f"`{name}` is {value}; it must be finite and at least 0.")
+
+
+def check_maximize(value):
+    """An error unless ``maximize`` is a truth value."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"`maximize` is {value!r}; True or False is needed.")
 
 
 def check_positive(name, value):

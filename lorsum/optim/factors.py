@@ -6,7 +6,16 @@ from typing import Any, NamedTuple
 
 from lorsum._arrays import as_array, common_namespace, computing_dtype, conj, namespace_of
 from lorsum.lowrank import LowRank, as_sum
-from lorsum.optim._options import check_betas, check_fraction, check_lr, check_nonnegative, is_used, lr_at
+from lorsum.optim._options import (
+    check_betas,
+    check_fraction,
+    check_lr,
+    check_maximize,
+    check_nonnegative,
+    descending,
+    is_used,
+    lr_at,
+)
 
 __all__ = ["SGD", "AdamW"]
 
@@ -39,7 +48,9 @@ class SGD:
     momentum : float
         α in [0, 1).
     weight_decay : float
-        Added to the gradient, times the parameter.
+        Added to the gradient, times the parameter: of an adapter, to those of its two factors.
+    maximize : bool
+        Ascend: the gradient's sign is changed before anything else.
 
     Examples
     --------
@@ -53,11 +64,13 @@ class SGD:
     lr: float | Callable
     momentum: float = 0.0
     weight_decay: float = 0.0
+    maximize: bool = False
 
     def __post_init__(self):
         check_lr(self.lr)
         check_fraction("momentum", self.momentum)
         check_nonnegative("weight_decay", self.weight_decay)
+        check_maximize(self.maximize)
 
     def init(self, W, *, rng=None):
         """State before the first step. ``rng`` is not used: nothing here is random."""
@@ -66,7 +79,7 @@ class SGD:
     def step(self, W, G, state):
         """``(W, state)`` after a step along G, the gradient with respect to the matrix W."""
         lr = lr_at(self.lr, state.count)
-        arrays, buffers = leaves(W), self.gradients(W, G, lr)
+        arrays, buffers = leaves(W), self.gradients(W, descending(G, self.maximize), lr)
         if is_used(self.weight_decay):
             buffers = [g + self.weight_decay * p for g, p in zip(buffers, arrays, strict=True)]
         if state.buffers:
@@ -92,7 +105,9 @@ class AdamW:
     eps : float
         Added to the root of the second moment.
     weight_decay : float
-        Times η and the parameter, subtracted from it.
+        Times η and the parameter, subtracted from it: of an adapter, from each of its two factors.
+    maximize : bool
+        Ascend: the gradient's sign is changed before anything else.
 
     Examples
     --------
@@ -107,12 +122,14 @@ class AdamW:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.01
+    maximize: bool = False
 
     def __post_init__(self):
         check_lr(self.lr)
         check_betas(self.betas)
         check_nonnegative("eps", self.eps)
         check_nonnegative("weight_decay", self.weight_decay)
+        check_maximize(self.maximize)
 
     def init(self, W, *, rng=None):
         """State before the first step. ``rng`` is not used: nothing here is random."""
@@ -122,7 +139,7 @@ class AdamW:
         """``(W, state)`` after a step along G, the gradient with respect to the matrix W."""
         lr, t = lr_at(self.lr, state.count), state.count + 1
         beta1, beta2 = self.betas
-        gradients = self.gradients(W, G, lr)
+        gradients = self.gradients(W, descending(G, self.maximize), lr)
         first = tuple(beta1 * m + (1 - beta1) * g for m, g in zip(state.first, gradients, strict=True))
         second = tuple(beta2 * v + (1 - beta2) * g**2 for v, g in zip(state.second, gradients, strict=True))
 

@@ -6,7 +6,16 @@ from typing import Any, NamedTuple
 
 from lorsum._arrays import computing_dtype, namespace_of
 from lorsum.lowrank import as_sum
-from lorsum.optim._options import check_fraction, check_lr, is_used, lr_at
+from lorsum.optim._options import (
+    check_fraction,
+    check_lr,
+    check_maximize,
+    check_nonnegative,
+    decayed,
+    descending,
+    is_used,
+    lr_at,
+)
 from lorsum.optim.factors import SGD, checked_gradient
 from lorsum.optim.oplora import require_adapter
 from lorsum.svd import truncated_svd
@@ -25,7 +34,7 @@ class SVDLoRAState(NamedTuple):
 class SVDLoRA:
     """The step that OPLoRA approximates: the truncated SVD of the full step, with a full-rank momentum.
 
-    ``M ← αM + G;  W ← SVD_r(W − ηM)``. Without momentum nothing m × n is formed.
+    ``M ← αM + G;  W ← SVD_r((1 − η · weight_decay) W − ηM)``. Without momentum nothing m × n is formed.
 
     Parameters
     ----------
@@ -33,6 +42,10 @@ class SVDLoRA:
         Learning rate η, or a function of the step.
     momentum : float
         α in [0, 1).
+    weight_decay : float
+        Decoupled: a step multiplies the matrix W by 1 − η · weight_decay before anything else.
+    maximize : bool
+        Ascend: a step along −G.
 
     Examples
     --------
@@ -47,10 +60,14 @@ class SVDLoRA:
 
     lr: float | Callable
     momentum: float = 0.0
+    weight_decay: float = 0.0
+    maximize: bool = False
 
     def __post_init__(self):
         check_lr(self.lr)
         check_fraction("momentum", self.momentum)
+        check_nonnegative("weight_decay", self.weight_decay)
+        check_maximize(self.maximize)
 
     def init(self, W, *, rng=None):
         """State before the first step. ``rng`` is not used: nothing here is random."""
@@ -61,10 +78,10 @@ class SVDLoRA:
     def step(self, W, G, state):
         """``(W, state)`` after a step along G, the gradient with respect to the matrix W."""
         require_adapter(W)
-        lr, M = lr_at(self.lr, state.count), checked_gradient(W, G)
+        lr, M = lr_at(self.lr, state.count), checked_gradient(W, descending(G, self.maximize))
         if state.M is not None:
             M = as_sum(self.momentum * state.M + M.to_dense()).astype(state.M.dtype)
-        stepped = truncated_svd(W - lr * M, W.rank).to_lowrank().astype(W.dtype)
+        stepped = truncated_svd(decayed(W, lr, self.weight_decay) - lr * M, W.rank).to_lowrank().astype(W.dtype)
         return stepped, SVDLoRAState(state.count + 1, None if state.M is None else M.to_dense())
 
 
@@ -76,7 +93,7 @@ class Full(SGD):
 
     Parameters
     ----------
-    lr, momentum, weight_decay
+    lr, momentum, weight_decay, maximize
         As for :class:`SGD`.
 
     Examples

@@ -8,7 +8,16 @@ from lorsum._arrays import as_count, namespace_of, normal, zeros_like
 from lorsum._half_steps import column_space
 from lorsum.alternating import check_choices, lorsums
 from lorsum.lowrank import LowRank, as_sum
-from lorsum.optim._options import check_fraction, check_lr, check_nonnegative, is_used, lr_at
+from lorsum.optim._options import (
+    check_fraction,
+    check_lr,
+    check_maximize,
+    check_nonnegative,
+    decayed,
+    descending,
+    is_used,
+    lr_at,
+)
 from lorsum.optim.factors import checked_gradient, leaves
 
 __all__ = ["OPLoRA", "ProjectedOPLoRA"]
@@ -46,6 +55,11 @@ class OPLoRA:
         Update both factors at once, which with one iteration is preconditioned LoRA.
     method : str
         As for :func:`lorsum.lorsum`.
+    weight_decay : float
+        Decoupled, of the product: the coefficient of W in the target is 1 − η · weight_decay in place of 1. M is not
+        concerned.
+    maximize : bool
+        Ascend: a step along −G.
 
     Notes
     -----
@@ -78,11 +92,15 @@ class OPLoRA:
     start: str = "U"
     simultaneous: bool = False
     method: str = "auto"
+    weight_decay: float = 0.0
+    maximize: bool = False
 
     def __post_init__(self):
         check_lr(self.lr)
         check_fraction("momentum", self.momentum)
         check_nonnegative("reg", self.reg)
+        check_nonnegative("weight_decay", self.weight_decay)
+        check_maximize(self.maximize)
         as_count(self.iters, "iters", least=1)
         check_choices(start=self.start, method=self.method)
         if self.momentum_rank is not None:
@@ -101,16 +119,17 @@ class OPLoRA:
     def step(self, W, G, state):
         """``(W, state)`` after a step along G, the gradient with respect to the matrix W."""
         require_adapter(W)
-        W, M = self.moved(W, G, state.M, lr_at(self.lr, state.count))
+        W, M = self.moved(W, descending(G, self.maximize), state.M, lr_at(self.lr, state.count))
         return W, OPLoRAState(state.count + 1, M)
 
     def moved(self, W, G, M, lr, metric=None):
         """W and M after a step (algorithm 1, lines 16 to 20); M is None without momentum."""
         G, options = checked_gradient(W, G), {"reg": lr * self.reg, "metric": metric}
+        kept = decayed(W, lr, self.weight_decay)
         if M is None:
-            (stepped,) = self.rounded((W - lr * G, options))
+            (stepped,) = self.rounded((kept - lr * G, options))
             return stepped.astype(W.dtype), None
-        target, momentum = W - lr * G - lr * self.momentum * M, self.momentum * M + G
+        target, momentum = kept - lr * G - lr * self.momentum * M, self.momentum * M + G
         stepped, rounded = self.rounded((target, options), (momentum, {"gauge": "balanced"}))
         return stepped.astype(W.dtype), rounded.astype(M.dtype)
 
@@ -128,7 +147,7 @@ class ProjectedOPLoRA(OPLoRA):
 
     Parameters
     ----------
-    lr, momentum, iters, reg, start, simultaneous, method
+    lr, momentum, iters, reg, start, simultaneous, method, weight_decay, maximize
         As for :class:`OPLoRA`; M has rank 2r, so ``momentum_rank`` must stay None.
 
     Notes
@@ -167,8 +186,8 @@ class ProjectedOPLoRA(OPLoRA):
         require_adapter(W)
         if state.M is None:
             return super().step(W, G, state)
-        lr, M, G = lr_at(self.lr, state.count), state.M, checked_gradient(W, G)
-        target = W - lr * G - lr * self.momentum * tangent_projection(W, M)
+        lr, M, G = lr_at(self.lr, state.count), state.M, checked_gradient(W, descending(G, self.maximize))
+        target = decayed(W, lr, self.weight_decay) - lr * G - lr * self.momentum * tangent_projection(W, M)
         (stepped,) = self.rounded((target, {"reg": lr * self.reg}))
         M = tangent_projection(W, self.momentum * M + G).astype(M.dtype)
         return stepped.astype(W.dtype), OPLoRAState(state.count + 1, M)

@@ -27,8 +27,8 @@ class PreconditionedSGD(SGD):
 
     Parameters
     ----------
-    lr, momentum, weight_decay
-        As for :class:`SGD`.
+    lr, momentum, weight_decay, maximize
+        As for :class:`SGD`: the decay is added to the preconditioned gradients.
     reg : float
         λ, before it is multiplied by the learning rate.
 
@@ -65,7 +65,7 @@ class PreconditionedAdamW(AdamW):
 
     Parameters
     ----------
-    lr, betas, eps, weight_decay
+    lr, betas, eps, weight_decay, maximize
         As for :class:`AdamW`.
     reg : float
         λ, before it is multiplied by the learning rate.

@@ -8,7 +8,7 @@ from lorsum._arrays import as_count, namespace_of, normal, zeros_like
 from lorsum.alternating import lorsum
 from lorsum.lowrank import LowRank, as_sum
 from lorsum.metrics import Damped, Diagonal
-from lorsum.optim._options import check_fraction, check_nonnegative, check_positive, lr_at
+from lorsum.optim._options import check_fraction, check_nonnegative, check_positive, descending, lr_at
 from lorsum.optim.factors import checked_gradient, leaves
 from lorsum.optim.oplora import OPLoRA, require_adapter
 
@@ -193,8 +193,8 @@ class ScaledOPLoRA(OPLoRA):
 
     Parameters
     ----------
-    lr, momentum, momentum_rank, iters, reg, start, simultaneous, method
-        As for :class:`OPLoRA`.
+    lr, momentum, momentum_rank, iters, reg, start, simultaneous, method, weight_decay, maximize
+        As for :class:`OPLoRA`: the decay is not scaled by the metric.
     scale : Scale, optional
         :class:`KFAC`, :class:`Shampoo`, :class:`DiagonalScale` or your own; default: the identity, which is OPLoRA.
 
@@ -235,7 +235,7 @@ class ScaledOPLoRA(OPLoRA):
     def step(self, W, G, state):
         """``(W, state)`` after a step along G, the gradient with respect to the matrix W."""
         require_adapter(W)
-        count, metric, D = state.count + 1, None, state.D
+        count, metric, D, G = state.count + 1, None, state.D, descending(G, self.maximize)
         if self.scale is not None:
             G = checked_gradient(W, G)
             D = self.scale.update(D, G.terms[0] if len(G.terms) == 1 and G.coefficients == (1,) else G)

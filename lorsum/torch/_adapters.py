@@ -110,7 +110,8 @@ def adapters(model):
     ValueError
         If a trainable adapter has no exact low-rank gradient to capture: its weights never pass ``lora_A.forward``
         (PEFT's Embedding, MultiheadAttention and ``target_parameters``), something stands between A and B, or one of
-        the two is frozen or shared. Freeze such an adapter, or train it with an optimizer of its own.
+        the two is frozen or shared. Freeze such an adapter: for good, or until the optimizer of the others is made,
+        where it has one of its own.
 
     Examples
     --------
@@ -124,15 +125,20 @@ def adapters(model):
     for name, lora_A, lora_B in _trainable_pairs(model):
         site = Site(name, lora_A, lora_B)
         A, B = lora_A.weight, lora_B.weight
-        sites.setdefault((A.data_ptr(), B.data_ptr()), []).append(site)
+        sites.setdefault((_memory(A), _memory(B)), []).append(site)
         for letter, p in (("A", A), ("B", B)):
-            partner, other = names.setdefault(p.data_ptr(), ((id(A), id(B)), name))
+            partner, other = names.setdefault(_memory(p), ((id(A), id(B)), name))
             if partner != (id(A), id(B)):
                 raise ValueError(
                     f"`{name}` shares the weight of its lora_{letter} with `{other}`, but not both weights as one "
                     "parameter: the gradient of their product is then no gradient of theirs. Share both, or neither."
                 )
     return [Adapter(group) for group in sites.values()]
+
+
+def _memory(p):
+    """What parameters have in common that are tied; on the meta device, where there is no memory, themselves."""
+    return id(p) if p.is_meta else p.data_ptr()
 
 
 def require_no_data_parallel(model):
@@ -171,6 +177,8 @@ def _parameters(x):
 def _check_layer(name, key, module):
     """An error if the layer that owns a pair does not call lora_B on lora_A's output, and nothing else."""
     kind = type(module).__name__
+    if hasattr(module, "lora_E"):
+        _refuse(name, module, "its product has a third factor between A and B, as AdaLoRA's")
     if kind == "MultiheadAttention" or hasattr(module, "parameter_name"):
         _refuse(name, module, "it adds its adapter to a weight, which then never passes lora_A.forward")
     variant = type(getattr(module, "lora_variant", {}).get(key)).__name__
@@ -201,5 +209,5 @@ def _check_modules(name, lora_A, lora_B):
 def _refuse(name, module, why):
     raise ValueError(
         f"`{name}` ({type(module).__name__}) has no low-rank gradient to capture: {why}. "
-        "Freeze it, or train it with an optimizer of its own."
+        "Freeze it; one that is to be trained by an optimizer of its own, until this one is made."
     )

@@ -1,7 +1,6 @@
 """The optimizer around a rule: parameter groups, state and steps; the mathematics is the rule's."""
 
-import dataclasses
-import itertools
+import copy
 import weakref
 
 import numpy as np
@@ -9,12 +8,26 @@ import torch
 
 from lorsum import optim
 from lorsum.torch import _bridge as bridge
-from lorsum.torch._adapters import adapters
 from lorsum.torch._ahead import Ahead, stepped
 from lorsum.torch._capture import Capture, Captured
 from lorsum.torch._check import check_against_autograd
-from lorsum.torch._distributed import Averaged, processes
+from lorsum.torch._distributed import Averaged, local_factor, processes
 from lorsum.torch._gradient import FORMS
+from lorsum.torch._groups import (
+    check_rules,
+    checked_others,
+    checked_rule,
+    groups_of,
+    numbers_of,
+    options_of,
+    options_of_group,
+    others_of,
+    parts,
+    refuse_without_adapters,
+    rule_of,
+    unused,
+)
+from lorsum.torch._join import attend
 from lorsum.torch._others import Others, kind_of, named
 
 __all__ = ["AdapterOptimizer"]
@@ -31,14 +44,15 @@ class AdapterOptimizer(torch.optim.Optimizer):
     ----------
     model : torch.nn.Module, or list of dict
         What to train: its adapters (see :func:`lorsum.torch.adapters`) by the rule, all other parameters that require a
-        gradient by ``others``. Dicts are parameter groups, of which ``"params"`` is a module or a list of modules and
-        parameters.
+        gradient by ``others``. Dicts are parameter groups, of which ``"params"`` is a module or a list of modules,
+        adapters and parameters; each becomes one group in ``param_groups``, whatever is in it.
     lr : float
         Learning rate η. For a schedule use :mod:`torch.optim.lr_scheduler`.
     others : rule, optional
         How biases, convolutions, heads and all else outside the adapters are trained: :class:`lorsum.optim.SGD` or
-        :class:`lorsum.optim.AdamW`, with a learning rate of its own; schedulers act on both. Default: SGD with ``lr``
-        and ``momentum``, as in the paper's experiments; AdamW where the rule is an AdamW.
+        :class:`lorsum.optim.AdamW`. Default: SGD, or AdamW where the rule is an AdamW, with the options that the
+        group's rule has too: ``lr``, ``momentum``, ``weight_decay``, as in the paper's experiments. One that is given
+        has a learning rate of its own, which schedulers move in proportion to the group's (see the notes).
     gradient : {"auto", "pairs", "dense"}
         What is kept of an adapter's gradient until the step: N token rows of S and X, N (d_in + d_out) numbers; their
         sum SᵀX, d_in · d_out numbers; "auto" what is smaller. Tokens without a gradient, such as padding, do not count.
@@ -49,7 +63,11 @@ class AdapterOptimizer(torch.optim.Optimizer):
         computed again in ``step``, so that this is for loops without them. Several processes start in ``step``.
     process_group : torch.distributed.ProcessGroup, optional
         Over which gradients are averaged, as ``DistributedDataParallel`` averages ``.grad``; default: all processes,
-        where torch.distributed is initialised.
+        where torch.distributed is initialised. Within its ``join``, where processes run out of batches at different
+        times, this is done in the backward pass; at the end all take weights and state of who trained longest.
+    missing : {"skip", "error"}
+        What a step does about an adapter that has no gradient, such as an expert that no token was routed to: leave it
+        and its state as they are, as torch.optim does, or raise an error that names it.
     debug : bool
         Compare at every step with autograd's own adapter gradients, A.grad = c Bᵀ G and B.grad = c G Aᵀ, and name the
         adapter that disagrees. Without it this is done at steps 1, 2, 4, 8, …
@@ -63,10 +81,11 @@ class AdapterOptimizer(torch.optim.Optimizer):
     ValueError
         If the model has no trainable adapter, one whose gradient cannot be captured, or a part wrapped by
         ``DataParallel``; or if an option makes no sense.
+    TypeError
+        If parameters are given in place of their modules, or an option is not the rule's.
     RuntimeError
-        In a step, naming the adapter: if its gradient is missing because its call never fires or its backward pass was
-        not run, if its shape or parameters have changed, or if its gradients were changed by other than one common
-        factor.
+        In a step, naming the adapter: if it has ``.grad`` but its call never fired, if its shape or parameters have
+        changed, or if its gradients were changed by other than one common factor.
 
     Attributes
     ----------
@@ -80,6 +99,15 @@ class AdapterOptimizer(torch.optim.Optimizer):
     -----
     ``clip_grad_norm_`` and ``GradScaler`` act on ``.grad``, which exists as always: the factor c that they multiply it
     with is found from the norms of A.grad and B.grad, and G is multiplied by it.
+
+    A group of ``param_groups`` has the options of the adapters' rule. Where it also has other parameters, what their
+    rule does not share with these is in ``group["others"]``: ``lr`` there is theirs when the group's is ``beside_lr``,
+    and half of that when the group's is half. Of a group without adapters the options are those of ``others``. A
+    scheduler that cycles the momentum cycles SGD's and AdamW's β₁ alike. With a learning rate of zero the adapters stay
+    as they are bit for bit.
+
+    Model and optimizer are copied, or pickled, together: ``copy.deepcopy((model, optimizer))``. A copy of the optimizer
+    alone has parameters of its own, as that of any optimizer of torch.optim; its first step is an error that says so.
 
     Gradients live as long as ``.grad`` does, until ``zero_grad``, the optimizer's or the module's.
     """
@@ -95,71 +123,96 @@ class AdapterOptimizer(torch.optim.Optimizer):
         gradient="auto",
         overlap=False,
         process_group=None,
+        missing="skip",
         debug=False,
         rng=0,
         **options,
     ):
-        if callable(lr):
-            raise TypeError("`lr` is a callable; pass a number, and a scheduler of torch.optim.lr_scheduler.")
-        if gradient not in FORMS:
-            raise ValueError(f"`gradient` is {gradient!r}; it must be one of {', '.join(map(repr, FORMS))}.")
-        rule = self.Rule(lr=lr, **options)
-        self._others = _others_beside(rule) if others is None else _checked(others)
+        rule = checked_rule(self.Rule, lr, options)
+        for name, value, choices in (("gradient", gradient, FORMS), ("missing", missing, ("skip", "error"))):
+            if value not in choices:
+                raise ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(map(repr, choices))}.")
+        default = optim.AdamW if isinstance(rule, optim.AdamW) else optim.SGD
+        self._others = None if others is None else checked_others(others, rule)
+        self._classes = {cls.__name__: cls for cls in (type(rule), default if others is None else type(others))}
         self._form = "rows" if isinstance(options.get("scale"), optim.KFAC) else gradient
-        self.process_group, self.traffic = process_group, {}
+        self.process_group, self.missing, self.overlap = process_group, missing, bool(overlap)
         self.seed = int(np.random.default_rng(rng).integers(2**52))
         self.debug = bool(debug)
-        self._classes = {type(rule).__name__: type(rule), type(self._others).__name__: type(self._others)}
-        self._ahead = Ahead() if overlap else None
-        self._group_of: dict = {}  # by parameter: the number of its group
+        self._adapters: list = []  # by group
+        self._names: dict = {}  # of the parameters outside the adapters
+        self._copied = False
+        self._begin()
+        groups = groups_of(model)
+        super().__init__(groups, {"rule": type(rule).__name__, **options_of(rule), "lr": lr})
+        if not self._captures:
+            refuse_without_adapters(model, groups)
+
+    def _begin(self):
+        """What is made of the groups and their adapters, and is no part of the optimizer's state."""
+        self.traffic: dict = {}
+        self._ahead = Ahead() if self.overlap else None
         self._captures: dict = {}  # by B
+        self._group_of: dict = {}  # by B: the number of its group
         self._slots: dict = {}  # by B, those of B and A
         self._number_of: dict = {}  # by B: the adapter's, in order
-        self._rules: dict = {}  # by group number: the options that it was made of, and the rule
+        self._beside: list = []  # by group: its parameters outside the adapters
+        self._rules: dict = {}  # by group number: the options that they were made of, and the two rules
         self._states: dict = {}  # by B: what its state's structure depends on, and the state
         self._other_steps: dict = {}  # by group
-        self._names: dict = {}  # of the parameters outside the adapters
-        parts = [model] if isinstance(model, torch.nn.Module) else list(model)
-        groups = [part if isinstance(part, dict) else {"params": part} for part in parts]
-        super().__init__(groups, {"rule": type(rule).__name__, **_options(rule)})
-        if not self._captures:
-            raise ValueError(
-                f"`model` ({type(model).__name__}) has no LoRA pair: no trainable lora_A with its lora_B. Put layers "
-                "in with lorsum.torch.add_lora or peft.get_peft_model."
-            )
+        self.averages_in_backward = False  # within a join of DistributedDataParallel
+        attend(self)
 
     def add_param_group(self, param_group):
-        """Add a group whose ``"params"`` are a module, a parameter, or a list of these.
+        """Add a group whose ``"params"`` are a module, an adapter, a parameter, or a list of these.
 
-        The adapters in its modules become one group, trained by the rule with the options given; all other parameters
-        another one, trained by ``others`` (the learning rate of the group is theirs too).
+        The adapters in it are trained by the rule, all other parameters by ``others``; options that are given, such as
+        the learning rate, hold for both.
         """
-        found, rest = _split(param_group["params"])
+        found, rest = parts(param_group["params"])
         given = {key: value for key, value in param_group.items() if key != "params"}
-        if found:
-            self._add_group([p for adapter in found for p in (adapter.A, adapter.B)], {**self.defaults, **given})
-            for adapter in found:
-                adapter.name = _unused(adapter.name, {other.name for other in self.adapters})
-                capture = Capture(adapter, self._form, self.process_group)
-                if self._ahead is not None:
-                    capture.listener = _calling(self, "_start")
-                self._number_of[adapter.B] = len(self._captures)
-                self._captures[adapter.B] = capture
-                self._slots[adapter.B] = bridge.Slots(adapter.B, adapter.A)
-        if rest:
-            self._names.update((p, name) for name, p in rest)
-            self._add_group(
-                [p for _, p in rest], {"rule": type(self._others).__name__, **_options(self._others), **given}
-            )
-
-    def _add_group(self, params, options):
-        _made(self._classes, options)
+        options = options_of_group(given, self.defaults, self._others, self._classes, found, rest)
+        params = [p for adapter in found for p in (adapter.A, adapter.B)] + list(rest)
         super().add_param_group({"params": params, **options})
-        for p in params:
-            self._group_of[p] = len(self.param_groups) - 1
         group = self.param_groups[-1]
         for name in set(group) - set(options) - {"params"}:
             del group[name]  # defaults of the adapters' rule, which torch fills in
+        self._names |= rest
+        for adapter in found:
+            adapter.name = unused(adapter.name, {other.name for other in self.adapters})
+        self._adapters.append(found)
+        self._watch(len(self.param_groups) - 1)
+
+    def _watch(self, number):
+        """Capture the gradients of a group's adapters."""
+        found = self._adapters[number]
+        for adapter in found:
+            capture = Capture(adapter, self._form, self.process_group)
+            if self._ahead is not None:
+                capture.listener = _calling(self, "_start")
+            self._group_of[adapter.B], self._number_of[adapter.B] = number, len(self._captures)
+            self._captures[adapter.B] = capture
+            self._slots[adapter.B] = bridge.Slots(adapter.B, adapter.A)
+        inside = {p for adapter in found for p in (adapter.A, adapter.B)}
+        self._beside.append([p for p in self.param_groups[number]["params"] if p not in inside])
+
+    def __getstate__(self):
+        names = ("_others", "_classes", "_form", "process_group", "missing", "overlap", "seed", "debug", "_adapters")
+        described = {name: getattr(self, name) for name in (*names, "_names")}
+        return super().__getstate__() | described | {"_copied": True}
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        if "_adapters" in state:  # a copy; what is loaded has groups and their state alone
+            self._begin()
+            for number in range(len(self.param_groups)):
+                self._watch(number)
+
+    def __deepcopy__(self, memo):
+        memo[id(self.process_group)] = self.process_group  # the processes are the same
+        memo[id(self)] = other = type(self).__new__(type(self))
+        other.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return other
 
     @property
     def adapters(self):
@@ -171,7 +224,7 @@ class AdapterOptimizer(torch.optim.Optimizer):
         return {
             capture.adapter.name: capture.gradient.times(capture.common_factor())
             for capture in self._captures.values()
-            if capture.gradient
+            if capture.gradient and capture.has_gradient()
         }
 
     def gradient_nbytes(self):
@@ -193,6 +246,8 @@ class AdapterOptimizer(torch.optim.Optimizer):
     def step(self, closure=None):
         """Take a step.
 
+        Adapters and parameters without a gradient stay as they are, and so do their states (see ``missing``).
+
         Parameters
         ----------
         closure : callable, optional
@@ -210,27 +265,32 @@ class AdapterOptimizer(torch.optim.Optimizer):
         gradients = self._gradients()
         moved = []  # nothing changes before all have been computed
         for number, group in enumerate(self.param_groups):
-            rule = self._rule(number, group)
-            inside = [self._captures[p] for p in group["params"] if p in self._captures]
-            moved += [self._step_adapter(rule, c, gradients) for c in inside if c.adapter.trained]
-            if not inside:
-                with_gradient = [p for p in group["params"] if p.grad is not None]
-                moved += self._step_others(number, rule, with_gradient) if with_gradient else []
+            rule, others = self._rules_of(number, group)
+            inside = [self._captures[adapter.B] for adapter in self._adapters[number]]
+            moved += [self._step_adapter(rule, c, gradients) for c in inside if c.adapter.B in gradients.factors]
+            beside = [p for p in self._beside[number] if p.grad is not None]
+            moved += self._step_others(number, others, beside) if beside else []
+        if not moved and self._copied:
+            raise RuntimeError(
+                "a copy of an optimizer has no gradient in its first step: copied alone, it has parameters of its own, "
+                "which no model uses. Copy model and optimizer together, `copy.deepcopy((model, optimizer))`."
+            )
+        self._copied = False
         self._write(moved)
         self.traffic = gradients.traffic
         return loss
 
     def _gradients(self):
-        """The gradients of all adapters; what is missing is an error here, before anything has changed."""
+        """The gradients of the adapters that have one; what must not be missing is an error before anything changes."""
         captures = [capture for capture in self._captures.values() if capture.adapter.trained]
         if not captures:
             raise RuntimeError(f"all adapters of the optimizer are frozen: {', '.join(a.name for a in self.adapters)}.")
         for capture in captures:
             capture.adapter.check_unchanged()
-            capture.check_complete()
-        if processes(self.process_group) > 1:
-            return Averaged(captures, self.process_group, self.seed)
-        return Captured(captures)
+        if processes(self.process_group) > 1 and not self.averages_in_backward:
+            return Averaged(captures, self.process_group, self.seed, self.missing)
+        present = [capture for capture in captures if capture.has_gradient(self.missing)]
+        return Captured(present, local_factor) if self.averages_in_backward else Captured(present)
 
     def _step_adapter(self, rule, capture, gradients):
         adapter = capture.adapter
@@ -243,9 +303,9 @@ class AdapterOptimizer(torch.optim.Optimizer):
                 check_against_autograd(adapter, G, capture.gradient.rounding() * c)
             following = held.state.count + 2
             capture.checked = self.debug or following & (following - 1) == 0  # steps 1, 2, 4, 8, …
-            done = None if self._ahead is None else self._ahead.take(rule, capture, c)
+            done = self._ahead.take(rule, capture, c) if self._ahead is not None and capture.gradient else None
             W, state = stepped(rule, W, G, held.state) if done is None else done
-        return slots, (W.U, W.V.T), held, state
+        return (slots, (W.U, W.V.T), held, state) if rule.lr else ((), (), held, state)
 
     @torch.no_grad()
     def _start(self, capture):
@@ -254,7 +314,7 @@ class AdapterOptimizer(torch.optim.Optimizer):
             return  # the gradient is not known before that of the other processes is
         adapter, number = capture.adapter, self._group_of[capture.adapter.B]
         with named(f"`{adapter.name}`"):
-            rule = self._rule(number, self.param_groups[number])
+            rule, _ = self._rules_of(number, self.param_groups[number])
             assert self._ahead is not None
             W = bridge.matrix_in(self._slots[adapter.B].current())
             self._ahead.start(rule, capture, W, self._held(rule, adapter.B, W).state)
@@ -272,6 +332,8 @@ class AdapterOptimizer(torch.optim.Optimizer):
             rng = np.random.default_rng([self.seed, self._number_of[p]])
             held = bridge.Held(rule.init(W, rng=rng), self.state[p])
             self._states[p] = kind_of(rule), held
+            A = self._captures[p].adapter.A  # whose entry tells those who save a state by parameters that it has one
+            self.state[A]["step"] = self.state[p]["step"]
         return held
 
     @staticmethod
@@ -281,11 +343,12 @@ class AdapterOptimizer(torch.optim.Optimizer):
                 slot.put(value)
             held.update(state)
 
-    def _rule(self, number, group):
-        """The rule of a group, with the options that it has now."""
-        options = {key: value for key, value in group.items() if key != "params"}
+    def _rules_of(self, number, group):
+        """The rules of a group's adapters and of its other parameters, with the options that it has now."""
+        options = numbers_of(group)
         if self._rules.get(number, (None,))[0] != options:
-            self._rules[number] = options, _made(self._classes, options)
+            rule = rule_of(self._classes, options)
+            self._rules[number] = options, (rule, others_of(self._classes, options) if "others" in options else rule)
         return self._rules[number][1]
 
     def state_dict(self):
@@ -299,69 +362,28 @@ class AdapterOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def load_state_dict(self, state_dict):
         """Go on where a saved optimizer of the same model and rules stood: the next steps are the same bit for bit."""
-        saved, now = state_dict["param_groups"], self.param_groups
-        for number, (old, new) in enumerate(zip(saved, now, strict=False)):
-            for name in ("rule", "scale"):
-                if str(old.get(name)) != str(new.get(name)):
-                    raise ValueError(f"`{name}` of group {number} was {old.get(name)} when saved, now {new.get(name)}.")
-        scales = [group.get("scale") for group in now]
-        super().load_state_dict(state_dict)
+        taken: list = []
+
+        def take(_, state):
+            check_rules(state["param_groups"], self.param_groups)
+            taken.append(state)
+
+        handle = self.register_load_state_dict_pre_hook(take)  # after those of the user, who may change the state
+        scales = [group.get("scale") for group in self.param_groups]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
         for group, scale in zip(self.param_groups, scales, strict=True):
             if "scale" in group:
                 group["scale"] = scale
         # torch casts what it loads to the parameter's dtype, but a momentum of half precision is kept in single
+        (state,) = taken
         parameters = [p for group in self.param_groups for p in group["params"]]
-        places = [place for group in saved for place in group["params"]]
+        places = [place for group in state["param_groups"] for place in group["params"]]
         for place, p in zip(places, parameters, strict=True):
-            for name, value in state_dict["state"].get(place, {}).items():
+            for name, value in state["state"].get(place, {}).items():
                 self.state[p][name] = value.clone() if name == "step" else value.clone().to(p.device)
-
-
-def _options(rule):
-    return {field.name: getattr(rule, field.name) for field in dataclasses.fields(rule)}
-
-
-def _made(classes, options):
-    """The rule that a group's options describe."""
-    cls = classes[options["rule"]]
-    given = {field.name: options[field.name] for field in dataclasses.fields(cls) if field.name in options}
-    return cls(**{name: value.item() if isinstance(value, torch.Tensor) else value for name, value in given.items()})
-
-
-def _others_beside(rule):
-    """SGD or AdamW with the options that they have in common with the adapters' rule."""
-    cls = optim.AdamW if isinstance(rule, optim.AdamW) else optim.SGD
-    return cls(**{name: value for name, value in _options(rule).items() if name in cls.__dataclass_fields__})
-
-
-def _checked(others):
-    if not isinstance(others, (optim.SGD, optim.AdamW)):
-        raise TypeError(f"`others` is {others!r}; lorsum.optim.SGD(lr=…) or lorsum.optim.AdamW(lr=…) is needed.")
-    if callable(others.lr):
-        raise TypeError("`others` has a callable as its `lr`; pass a number, and a scheduler.")
-    return others
-
-
-def _split(params):
-    """The adapters in what a group's ``"params"`` hold, and the parameters beside them, with their names."""
-    items = [params] if isinstance(params, (torch.nn.Module, torch.Tensor)) else list(params)
-    found: list = []
-    rest: list = []
-    for item in items:
-        if isinstance(item, torch.nn.Module):
-            inside = adapters(item)
-            taken = {p for adapter in inside for p in (adapter.A, adapter.B)}
-            found += inside
-            rest += [(name, p) for name, p in item.named_parameters() if p.requires_grad and p not in taken]
-        else:
-            rest.append((f"a parameter of shape {tuple(getattr(item, 'shape', ()))}", item))
-    return found, rest
-
-
-def _unused(name, taken):
-    """The name, numbered where the modules of several groups have it."""
-    numbered = (name if i == 1 else f"{name} ({i})" for i in itertools.count(1))
-    return next(candidate for candidate in numbered if candidate not in taken)
 
 
 def _calling(optimizer, method):

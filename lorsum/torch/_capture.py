@@ -12,7 +12,7 @@ import torch
 
 from lorsum.torch import _bridge as bridge
 from lorsum.torch._distributed import processes
-from lorsum.torch._gradient import Gradient, norm
+from lorsum.torch._gradient import Gradient, norm, zero_gradient
 from lorsum.torch._taps import Taps
 
 __all__ = ["Capture", "Captured"]
@@ -68,24 +68,36 @@ class Capture:
         self._sizes = [None, None]
         self.called = False
 
-    def check_complete(self):
-        """An error that says what is missing, where there is no gradient."""
+    def has_gradient(self, missing="skip"):
+        """True if the step has a gradient to take; else False, or with missing="error" an error that says why not."""
         self._staged.clear()  # of backward passes that have left .grad alone
         A, B, name = self.adapter.A, self.adapter.B, self.adapter.name
-        if A.grad is not None and B.grad is not None:
-            if not self.gradient and processes(self.process_group) == 1:
-                raise RuntimeError(
-                    f"`{name}` has .grad, but no call of it was captured: its weights were used in another way than "
-                    "lora_B(lora_A(x)), the gradient was set by hand, or compiled code ran before the optimizer was "
-                    "made (call torch.compiler.reset())."
-                )
-        elif self.called:
-            raise RuntimeError(f"`{name}` has no gradient: it was called, but no backward pass has reached it.")
-        else:
+        if A.grad is None and B.grad is None:
+            if missing == "error":
+                self._refuse_missing()
+            self.gradient.clear()
+            return False
+        if A.grad is None or B.grad is None:
+            letters = "AB" if A.grad is None else "BA"
             raise RuntimeError(
-                f"`{name}` has no gradient: its lora_A and lora_B have not been called with gradients. Freeze it, or "
-                "activate it."
+                f"`{name}`: lora_{letters[0]} has no .grad but lora_{letters[1]} has one. Both are needed, or none."
             )
+        if not self.gradient and processes(self.process_group) == 1 and (A.grad.any() or B.grad.any()):
+            raise RuntimeError(
+                f"`{name}` has .grad, but no call of it was captured: its weights were used in another way than "
+                "lora_B(lora_A(x)), the gradient was set by hand, or compiled code ran before the optimizer was "
+                "made (call torch.compiler.reset())."
+            )
+        return True
+
+    def _refuse_missing(self):
+        name = self.adapter.name
+        if self.called:
+            raise RuntimeError(f"`{name}` has no gradient: it was called, but no backward pass has reached it.")
+        raise RuntimeError(
+            f"`{name}` has no gradient: its lora_A and lora_B have not been called with gradients. Freeze it, "
+            'activate it, or pass `missing="skip"`.'
+        )
 
     def common_factor(self):
         """The number c by which A.grad and B.grad were multiplied since the backward pass: unscaling, clipping.
@@ -145,16 +157,26 @@ class Capture:
 
 
 class Captured:
-    """The gradients of all adapters in a single process."""
+    """The gradients of all adapters, with nothing left to communicate.
+
+    Parameters
+    ----------
+    captures : list of Capture
+        Of the adapters that have a gradient.
+    factor : callable, optional
+        Gives the number c of a capture.
+    """
 
     unchecked = True
 
-    def __init__(self, captures):
+    def __init__(self, captures, factor=Capture.common_factor):
         self.traffic: dict = {}
-        self.factors = {capture.adapter.B: capture.common_factor() for capture in captures}
+        self.factors = {capture.adapter.B: factor(capture) for capture in captures}
 
     def gradient(self, capture, rule):
         """c G as the rule takes it."""
+        if not capture.gradient:  # .grad is zero, by hand
+            return bridge.to_arrays(zero_gradient(capture.adapter))
         return bridge.to_arrays(capture.gradient.times(self.factors[capture.adapter.B]))
 
 

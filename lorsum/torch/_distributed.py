@@ -14,9 +14,9 @@ from torch import distributed as dist
 from lorsum import optim
 from lorsum.lowrank import LowRank
 from lorsum.torch import _bridge as bridge
-from lorsum.torch._gradient import half_to_single
+from lorsum.torch._gradient import half_to_single, zero_gradient
 
-__all__ = ["Averaged", "Traffic", "cheapest", "processes"]
+__all__ = ["Averaged", "Traffic", "cheapest", "gathered", "local_factor", "processes"]
 
 
 class Traffic(NamedTuple):
@@ -64,34 +64,45 @@ class Averaged:
 
     unchecked = False  # c would show if they were not what .grad comes from
 
-    def __init__(self, captures, group=None, seed=0):
+    def __init__(self, captures, group=None, seed=0, missing="skip"):
         self.group, self.traffic = group, {}
-        # Of each adapter: rows, or -1 if dense; the seed; ⟨A.grad, BᵀG⟩, ⟨B.grad, G Aᵀ⟩; rounding errors
+        here = [capture.has_gradient() for capture in captures]
+        # Of each adapter: whether it has .grad; rows, or -1 if dense; the seed; ⟨A.grad, BᵀG⟩, ⟨B.grad, G Aᵀ⟩; rounding
+        # errors
         told = torch.tensor(
-            [[_rows(c.gradient), seed, *_projections(c), float(c.gradient.rounding())] for c in captures],
+            [
+                [1.0, _rows(c.gradient), seed, *_projections(c), float(c.gradient.rounding())] if there else [0.0] * 6
+                for c, there in zip(captures, here, strict=True)
+            ],
             dtype=torch.float64,
             device=captures[0].adapter.B.device,
         )
         everyone = [torch.empty_like(told) for _ in range(processes(group))]
         dist.all_gather(everyone, told, group=group)
         heard = torch.stack(everyone).cpu()
-        self.rows = {c.adapter.B: heard[:, i, 0].int().tolist() for i, c in enumerate(captures)}
-        if len(set(heard[:, 0, 1].tolist())) > 1:
+        if len(set(heard[heard[..., 0] > 0][:, 2].tolist())) > 1:
             raise RuntimeError("`rng` is not the same in all processes; pass one integer.")
-        means = heard[:, :, 2:].mean(dim=0).tolist()
-        self.factors = {c.adapter.B: _common_factor(c.adapter, *mean) for c, mean in zip(captures, means, strict=True)}
+        self.rows, self.factors = {}, {}
+        for i, capture in enumerate(captures):
+            if not heard[:, i, 0].any():  # by nobody, as all processes see
+                capture.has_gradient(missing)
+                continue
+            _require_everywhere(capture.adapter, heard[:, i, 0].tolist())
+            self.rows[capture.adapter.B] = heard[:, i, 1].int().tolist()
+            self.factors[capture.adapter.B] = _common_factor(capture.adapter, *heard[:, i, 3:].mean(dim=0).tolist())
 
     def gradient(self, capture, rule):
         """c G as the rule takes it."""
         adapter, c = capture.adapter, self.factors[capture.adapter.B]
-        local = capture.gradient.times(c) if capture.gradient else _zero(adapter)
+        local = capture.gradient.times(c) if capture.gradient else zero_gradient(adapter, rows=0)
         rows, count = self.rows[adapter.B], processes(self.group)
-        if max(rows) == 0:
-            raise RuntimeError(f"`{adapter.name}` has .grad, but no process has captured a call of it.")
+        if max(rows) == 0 and min(rows) == 0:  # .grad is zero, by hand
+            return bridge.to_arrays(zero_gradient(adapter))
         way = cheapest(rule, adapter, rows, count)
         self.traffic[adapter.name] = Traffic(way, 0)
         if way == "rows":
-            return bridge.to_arrays(self._gathered(local, adapter, rows))
+            self._moved(adapter.name, (count - 1) * max(rows) * sum(adapter.shape) * local.U.itemsize)
+            return bridge.to_arrays(gathered(local, rows, self.group))
         if way == "sum":
             local = local.to_dense() if isinstance(local, LowRank) else local
             return bridge.to_arrays(self._mean(local.contiguous(), adapter.name))
@@ -104,20 +115,26 @@ class Averaged:
         self._moved(name, 2 * (count - 1) / count * x.numel() * x.itemsize)
         return x / count
 
-    def _gathered(self, local, adapter, rows):
-        """LowRank(Sᵀ / P, Xᵀ) with the rows of all P processes."""
-        m, n = adapter.shape
-        mine = half_to_single(torch.zeros(max(rows), m + n, dtype=local.U.dtype, device=local.U.device))
-        mine[: local.rank] = torch.cat([local.U.T, local.V.T], dim=1)
-        everyone = [torch.empty_like(mine) for _ in rows]
-        dist.all_gather(everyone, mine, group=self.group)
-        self._moved(adapter.name, (len(rows) - 1) * mine.numel() * mine.itemsize)
-        stacked = torch.cat([x[:count] for x, count in zip(everyone, rows, strict=True)])
-        return LowRank._of(stacked[:, :m].T / len(rows), stacked[:, m:].T)
-
     def _moved(self, name, nbytes):
         way, before = self.traffic[name]
         self.traffic[name] = Traffic(way, before + round(nbytes))
+
+
+def gathered(local, rows, group=None):
+    """LowRank(Sᵀ / P, Xᵀ) with the rows of all P processes, of which ``local`` has this one's."""
+    (m, _), (n, _) = local.U.shape, local.V.shape
+    mine = half_to_single(torch.zeros(max(rows), m + n, dtype=local.U.dtype, device=local.U.device))
+    mine[: local.rank] = torch.cat([local.U.T, local.V.T], dim=1)
+    everyone = [torch.empty_like(mine) for _ in rows]
+    dist.all_gather(everyone, mine, group=group)
+    stacked = torch.cat([x[:count] for x, count in zip(everyone, rows, strict=True)])
+    return LowRank._of(stacked[:, :m].T / len(rows), stacked[:, m:].T)
+
+
+def local_factor(capture):
+    """c where the captured gradient is the mean over the processes already."""
+    with_A, with_B = _projections(capture)
+    return _common_factor(capture.adapter, with_A, with_B, float(capture.gradient.rounding()))
 
 
 def cheapest(rule, adapter, rows, count):
@@ -187,11 +204,13 @@ def _rows(gradient):
     return -1 if gradient.dense is not None else gradient.rows
 
 
-def _zero(adapter):
-    """The gradient of an adapter that this process's batch has not passed."""
-    m, n = adapter.shape
-    B = half_to_single(adapter.B.detach())
-    return LowRank._of(B.new_zeros(m, 0), B.new_zeros(n, 0))
+def _require_everywhere(adapter, there):
+    if not all(there):
+        raise RuntimeError(
+            f"`{adapter.name}` has .grad in the processes {[rank for rank, it in enumerate(there) if it]} but not in "
+            f"{[rank for rank, it in enumerate(there) if not it]}: it is not averaged. Wrap the model by "
+            "DistributedDataParallel, with find_unused_parameters=True where not all of it is used."
+        )
 
 
 def _projections(capture):

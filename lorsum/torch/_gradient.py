@@ -8,7 +8,7 @@ from torch.nn.grad import conv1d_weight, conv2d_weight
 
 from lorsum.lowrank import LowRank
 
-__all__ = ["FORMS", "ConvolutionView", "Gradient", "LinearView", "half_to_single", "norm"]
+__all__ = ["FORMS", "ConvolutionView", "Gradient", "LinearView", "half_to_single", "norm", "zero_gradient"]
 
 FORMS = ("auto", "pairs", "dense")
 MANY = 128  # rows, from which a pass over S for its zeros costs next to nothing
@@ -95,6 +95,7 @@ class Gradient:
         self.pairs: list = []
         self.dense: Any = None
         self.noise: Any = 0.0  # a bound of the rounding errors of the dense sum
+        self.is_mean = False  # over the processes, at least what is older
 
     def __bool__(self):
         return bool(self.pairs) or self.dense is not None
@@ -146,7 +147,7 @@ class Gradient:
     def clear(self):
         """Back to nothing."""
         self.pairs, self.dense = [], None
-        self.noise = 0.0
+        self.noise, self.is_mean = 0.0, False
 
     def times(self, c):
         """c Σ SᵀX in the precision to compute in: a LowRank(Sᵀ, Xᵀ), or a dense tensor."""
@@ -194,6 +195,13 @@ def norm(x):
     """Frobenius norm, in at least single precision: a number, or on an accelerator a tensor, so that nothing waits."""
     size = torch.linalg.vector_norm(half_to_single(x))
     return size.item() if x.is_cpu else size
+
+
+def zero_gradient(adapter, rows=1):
+    """The gradient of an adapter that nothing has passed: rows of zeros in S and X."""
+    m, n = adapter.shape
+    B = half_to_single(adapter.B.detach())
+    return LowRank._of(B.new_zeros(m, rows), B.new_zeros(n, rows))
 
 
 def half_to_single(x):

@@ -55,6 +55,12 @@ class Others:
         """Of each part: slots of its parameters, their new values, where the state is held, and the new state."""
         for part, name in zip(self.parts, self.names, strict=True):
             with named(name):
+                if any([p.grad.is_sparse for p in part.parameters]):
+                    raise TypeError(
+                        f"the gradient of {name} is sparse, which {type(rule).__name__} does not take here: pass "
+                        "`sparse=False` to the embedding, or freeze it until this optimizer is made and train it by "
+                        "one of torch.optim."
+                    )
                 yield part.stepped(rule)
 
 

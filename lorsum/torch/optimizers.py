@@ -16,9 +16,9 @@ __all__ = [
 class OPLoRA(AdapterOptimizer):
     """OPLoRA: each adapter takes the step W − ηG − ηαM, rounded to its rank by LoRSum (algorithm 1 of the paper).
 
-    Options of the rule: ``lr, momentum, momentum_rank, iters, reg, start, simultaneous, method``, as for
-    :class:`lorsum.optim.OPLoRA`; everything else as for :class:`AdapterOptimizer`. With ``momentum_rank=None`` the
-    state takes as many numbers as the adapters: half of what AdamW keeps.
+    Options of the rule: ``lr, momentum, momentum_rank, iters, reg, start, simultaneous, method, weight_decay,
+    maximize``, as for :class:`lorsum.optim.OPLoRA`; everything else as for :class:`AdapterOptimizer`. With
+    ``momentum_rank=None`` the state takes as many numbers as the adapters: half of what AdamW keeps.
 
     Examples
     --------
@@ -43,7 +43,7 @@ class OPLoRA(AdapterOptimizer):
 class ProjectedOPLoRA(AdapterOptimizer):
     """OPLoRA with LoFT's momentum, projected at each step on what the adapter's factors can express.
 
-    Options of the rule: ``lr, momentum, iters, reg, start, simultaneous, method``, as for
+    Options of the rule: ``lr, momentum, iters, reg, start, simultaneous, method, weight_decay, maximize``, as for
     :class:`lorsum.optim.ProjectedOPLoRA`; everything else as for :class:`AdapterOptimizer`.
     """
 
@@ -65,8 +65,8 @@ class ScaledOPLoRA(AdapterOptimizer):
 class PreconditionedSGD(AdapterOptimizer):
     """Gradient descent on the factors with preconditioned gradients: ScaledGD, Riemannian LoRA.
 
-    Options of the rule: ``lr, momentum, weight_decay, reg``, as for :class:`lorsum.optim.PreconditionedSGD`; everything
-    else as for :class:`AdapterOptimizer`.
+    Options of the rule: ``lr, momentum, weight_decay, maximize, reg``, as for
+    :class:`lorsum.optim.PreconditionedSGD`; everything else as for :class:`AdapterOptimizer`.
     """
 
     Rule = optim.PreconditionedSGD
@@ -75,8 +75,8 @@ class PreconditionedSGD(AdapterOptimizer):
 class PreconditionedAdamW(AdapterOptimizer):
     """AdamW fed with the preconditioned gradients of the factors.
 
-    Options of the rule: ``lr, betas, eps, weight_decay, reg``, as for :class:`lorsum.optim.PreconditionedAdamW`;
-    everything else as for :class:`AdapterOptimizer`.
+    Options of the rule: ``lr, betas, eps, weight_decay, maximize, reg``, as for
+    :class:`lorsum.optim.PreconditionedAdamW`; everything else as for :class:`AdapterOptimizer`.
     """
 
     Rule = optim.PreconditionedAdamW
@@ -85,8 +85,8 @@ class PreconditionedAdamW(AdapterOptimizer):
 class SVDLoRA(AdapterOptimizer):
     """The step that OPLoRA approximates: the truncated SVD of the full step, with a full-rank momentum.
 
-    Options of the rule: ``lr, momentum``, as for :class:`lorsum.optim.SVDLoRA`; everything else as for
-    :class:`AdapterOptimizer`. With momentum each adapter keeps a matrix of its layer's size.
+    Options of the rule: ``lr, momentum, weight_decay, maximize``, as for :class:`lorsum.optim.SVDLoRA`; everything else
+    as for :class:`AdapterOptimizer`. With momentum each adapter keeps a matrix of its layer's size.
     """
 
     Rule = optim.SVDLoRA

@@ -26,6 +26,81 @@ def network(sizes=(12, 10, 9)):
     return model
 
 
+class Experts(nn.Module):
+    """Three adapters, of which some are called: which, depends on the step and the process."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts = nn.ModuleList(LoRALinear((12, 10), 3, alpha=4) for _ in range(3))
+
+    def forward(self, x, step, rank):
+        chosen = {0, 1 + (step + rank) % 2} if step < 6 else {0} if rank == 0 else {0, 2}
+        return sum(self.experts[i](x) for i in chosen)
+
+
+def loss_in_one_pass(model, x):
+    """Within ``join`` each forward pass is taken to have a backward pass."""
+    y = model(x)
+    return (y**2).mean() + y.sin().mean()
+
+
+def experts():
+    torch.manual_seed(0)
+    model = Experts()
+    for expert in model.experts:
+        nn.init.normal_(expert.lora_B.weight, std=0.3)
+    return model
+
+
+def train_experts(case, rank=0, world=1):
+    """Weights after eight steps in which adapters have no gradient, in one of the processes or in both."""
+    model = experts()
+    optimizer = lorsum.torch.OPLoRA(model, lr=0.05, momentum=0.9, debug=True, **case.get("options", {}))
+    wrapped = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True) if world > 1 else model
+    for step in range(8):
+        optimizer.zero_grad()
+        for number, x in enumerate(batch(step).chunk(2)):
+            if world == 1 or number == rank:
+                ((wrapped(x, step, number) ** 2).mean() * world / 2).backward()
+        optimizer.step()
+    return results(model, optimizer)
+
+
+def train_on_uneven_inputs(case, rank=0, world=1):
+    """Weights after steps of which the first process takes one less; its share of the last mean is zero."""
+    model = network()
+    options = {"lr": 0.05, **case.get("options", {})}
+    if "scale" in options:
+        options["scale"] = SCALES[options["scale"]]
+    optimizer = getattr(lorsum.torch, case["optimizer"])(model, **options)
+    wrapped = nn.parallel.DistributedDataParallel(model) if world > 1 else model
+    steps, micro = case.get("steps", 6), case.get("micro", 1)
+    with wrapped.join() if world > 1 else contextlib.nullcontext():
+        for step in range(steps - (world > 1 and rank == 0)):
+            for i in range(micro):
+                synced = world == 1 or i == micro - 1 or not case.get("no_sync")
+                for number, x in enumerate(batch(step * micro + i).chunk(2)):
+                    if number == rank if world > 1 else not (step == steps - 1 and number == 0):
+                        with contextlib.nullcontext() if synced else wrapped.no_sync():
+                            (loss_in_one_pass(wrapped, x) * world / 2).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    with_all = batch(100)
+    for x in with_all.chunk(world)[rank : rank + 1]:  # and another step with all, after it
+        loss_of(wrapped, x).backward()
+    optimizer.step()
+    return results(model, optimizer)
+
+
+def results(model, optimizer):
+    return {
+        "matrices": [adapter.matrix().to_dense() for adapter in optimizer.adapters],
+        "parameters": [p.detach() for p in model.parameters()],
+        "state": [x for tensors in optimizer.state.values() for x in tensors.values()],
+        "traffic": {name: tuple(moved) for name, moved in optimizer.traffic.items()},
+    }
+
+
 def batch(step):
     return torch.randn(ROWS, 12, generator=torch.Generator().manual_seed(step))
 
@@ -54,14 +129,14 @@ def train(case, rank=0, world=1):
         if case.get("clip"):
             nn.utils.clip_grad_norm_(model.parameters(), case["clip"])
         optimizer.step()
-    matrices = [adapter.matrix().to_dense() for adapter in optimizer.adapters]
-    state = [x for tensors in optimizer.state.values() for x in tensors.values()]
-    return {
-        "matrices": matrices,
-        "parameters": [p.detach() for p in model.parameters()],
-        "state": state,
-        "traffic": {name: tuple(moved) for name, moved in optimizer.traffic.items()},
-    }
+    return results(model, optimizer)
+
+
+TRAINED = {"experts": train_experts, "uneven": train_on_uneven_inputs}
+
+
+def trained(case, rank=0, world=1):
+    return TRAINED.get(case.get("task"), train)(case, rank, world)
 
 
 def main():
@@ -73,7 +148,7 @@ def main():
     done = {}
     for name, case in cases.items():
         try:
-            done[name] = train(case, rank, world)
+            done[name] = trained(case, rank, world)
         except RuntimeError as error:
             done[name] = str(error)
     torch.save(done, f"{folder}/{rank}.pt")

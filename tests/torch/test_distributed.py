@@ -36,8 +36,32 @@ CASES = {
     "SVDLoRA": {"optimizer": "SVDLoRA", "options": momentum},
     "KFAC": {"optimizer": "ScaledOPLoRA", "options": {"scale": "KFAC", "lr": 1e-4}, "steps": 3},
     "Shampoo": {"optimizer": "ScaledOPLoRA", "options": {"scale": "Shampoo", "lr": 1e-3}},
+    "experts": {"task": "experts"},
+    "experts, dense": {"task": "experts", "options": {"gradient": "dense"}},
+    "uneven OPLoRA": {"task": "uneven", "optimizer": "OPLoRA", "options": {**momentum, "iters": 2}},
+    "uneven OPLoRA, pairs": {"task": "uneven", "optimizer": "OPLoRA", "options": {**momentum, "gradient": "pairs"}},
+    "uneven OPLoRA, accumulated": {
+        "task": "uneven",
+        "optimizer": "OPLoRA",
+        "options": momentum,
+        "micro": 2,
+        "no_sync": True,
+    },
+    "uneven ProjectedOPLoRA": {"task": "uneven", "optimizer": "ProjectedOPLoRA", "options": momentum},
+    "uneven PreconditionedSGD": {"task": "uneven", "optimizer": "PreconditionedSGD", "options": momentum},
+    "uneven PreconditionedAdamW": {"task": "uneven", "optimizer": "PreconditionedAdamW"},
+    "uneven SVDLoRA": {"task": "uneven", "optimizer": "SVDLoRA", "options": momentum},
+    "uneven Shampoo": {"task": "uneven", "optimizer": "ScaledOPLoRA", "options": {"scale": "Shampoo", "lr": 1e-3}},
+    "uneven KFAC": {
+        "task": "uneven",
+        "optimizer": "ScaledOPLoRA",
+        "options": {"scale": "KFAC", "lr": 1e-4},
+        "steps": 3,
+    },
 }
 FAULTS = {
+    "an expert without a gradient": {"task": "experts", "options": {"missing": "error"}},
+    "uneven K-FAC, accumulated": {**CASES["uneven KFAC"], "micro": 2},
     "not wrapped": {"optimizer": "OPLoRA", "ddp": False, "options": {"debug": True}},
     "other random numbers": {"optimizer": "OPLoRA", "options": {"rng": "rank"}},
 }
@@ -72,13 +96,13 @@ def relative(actual, expected):
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_equal_one_on_the_whole_batch(case, results):
-    expected = worker.train(CASES[case])
+    expected = worker.trained(CASES[case])
     for result in results:
         assert not isinstance(result[case], str), result[case]
         tolerance = 1e-12 if CASES[case].get("dtype") == "float64" else 1e-5
         for actual, whole in zip(result[case]["matrices"], expected["matrices"], strict=True):
             assert relative(actual, whole) <= tolerance
-    start = worker.network(CASES[case].get("sizes", (12, 10, 9)))
+    start = worker.experts() if case.startswith("experts") else worker.network(CASES[case].get("sizes", (12, 10, 9)))
     moved = [
         relative(a.matrix().to_dense().double(), x.double())
         for a, x in zip(adapters(start), expected["matrices"], strict=True)
@@ -108,6 +132,15 @@ def test_the_traffic_is_told(results):
 def test_gradients_that_are_not_averaged_are_named(results):
     for result in results:
         assert "`2`: its .grad is no multiple of the mean over the processes" in result["not wrapped"]
+
+
+def test_an_expert_without_a_gradient_is_named_in_all_processes(results):
+    for result in results:
+        assert "`experts.1` has no gradient" in result["an expert without a gradient"]
+
+
+def test_kfac_within_join_is_refused_where_its_rows_would_be_counted_twice(results):
+    assert "within `join`, K-FAC needs one averaged backward pass a step" in results[1]["uneven K-FAC, accumulated"]
 
 
 def test_other_random_numbers_in_each_process_are_refused(results):

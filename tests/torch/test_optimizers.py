@@ -191,7 +191,7 @@ def test_other_parameters_without_a_gradient_are_left_out(others, reference):
     """Each counts its own steps, as torch's do."""
     model = network()
     optimizer = OPLoRA(model, lr=0.0, others=others)
-    trained = optimizer.param_groups[1]["params"]
+    trained = [p for name, p in model.named_parameters() if "lora" not in name and p.requires_grad]
     twins = [p.detach().clone().requires_grad_() for p in trained]
     expected = reference(twins)
     generator = torch.Generator().manual_seed(0)
@@ -212,9 +212,11 @@ def test_errors_name_other_parameters():
     optimizer = OPLoRA(model, lr=0.1)
     backward(model, 0)
     model[0].weight.grad = model[0].weight.grad.to_sparse()
-    with pytest.raises(TypeError) as raised:
+    before = parameters_of(model)
+    with pytest.raises(TypeError, match=r"the gradient of `0\.weight` is sparse, which SGD does not") as raised:
         optimizer.step()
     assert "in the step of `0.weight`" in raised.value.__notes__
+    assert_equal(model.parameters(), before)
 
 
 def test_frozen_parameters_stay():
@@ -233,7 +235,7 @@ def test_frozen_parameters_stay():
 def test_it_is_one(sibling):
     optimizer = made(sibling, network())
     assert isinstance(optimizer, torch.optim.Optimizer)
-    assert [len(group["params"]) for group in optimizer.param_groups] == [4, 4]
+    assert [len(group["params"]) for group in optimizer.param_groups] == [8]
     assert type(optimizer).__name__ in repr(optimizer)
 
 
@@ -251,14 +253,6 @@ def test_schedulers_set_the_learning_rate(sibling):
     constant = network()
     train(constant, made(sibling, constant, lr=0.1), range(4))
     assert not torch.equal(constant[2].lora_B.weight, model[2].lora_B.weight)
-
-
-def test_one_cycle_moves_the_momentum_too():
-    model = network()
-    optimizer = OPLoRA(model, lr=0.1, momentum=0.9)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=10)
-    train(model, optimizer, range(9), scheduler)
-    assert len({group["momentum"] for group in optimizer.param_groups}) == 1
 
 
 def test_a_momentum_that_is_switched_on_later_starts_from_zero():
@@ -347,31 +341,6 @@ def test_closures_are_run_again():
     assert_equal(model.parameters(), twin.parameters())
 
 
-def test_groups_have_options_of_their_own():
-    model = network()
-    optimizer = OPLoRA([{"params": model[2], "lr": 0.0}, {"params": [model[4], model[0]]}], lr=0.1)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.0, 0.0, 0.1, 0.1]
-    before = copy.deepcopy(model)
-    train(model, optimizer, range(2))
-    assert torch.allclose(model[2].weight, before[2].weight, atol=1e-6)
-    assert not torch.allclose(model[4].weight, before[4].weight, atol=1e-6)
-
-
-def test_groups_can_be_added():
-    model = network()
-    optimizer = OPLoRA(model[2], lr=0.1)
-    optimizer.add_param_group({"params": model[4], "lr": 0.2, "iters": 3})
-    optimizer.add_param_group({"params": model[0].weight, "lr": 0.3})
-    assert [adapter.name for adapter in optimizer.adapters] == ["LoRALinear", "LoRALinear (2)"]
-    assert [adapter.shape for adapter in optimizer.adapters] == [(7, 8), (6, 7)]
-    assert [(g["rule"], g["lr"]) for g in optimizer.param_groups] == [
-        ("OPLoRA", 0.1), ("SGD", 0.1), ("OPLoRA", 0.2), ("SGD", 0.2), ("SGD", 0.3)
-    ]  # fmt: skip
-    train(model, optimizer, range(2))
-    with pytest.raises(ValueError, match="more than one parameter group"):
-        optimizer.add_param_group({"params": model[2]})
-
-
 def test_the_state_is_half_of_adamws():
     """Numbers in the state, of the paper's rank of momentum and of twice that."""
     model = nn.Sequential(LoRALinear((30, 20), rank=4, bias=False))
@@ -401,11 +370,6 @@ def test_models_without_an_adapter_are_refused(model):
         OPLoRA(model, lr=0.1)
 
 
-def test_parameters_alone_are_refused():
-    with pytest.raises(ValueError, match="has no LoRA pair"):
-        OPLoRA(network().parameters(), lr=0.1)
-
-
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
@@ -415,7 +379,13 @@ def test_parameters_alone_are_refused():
         ({"lr": 0.1, "gradient": "sparse"}, ValueError, "`gradient` is 'sparse'"),
         ({"lr": 0.1, "others": "SGD"}, TypeError, "`others` is 'SGD'"),
         ({"lr": 0.1, "others": optim.OPLoRA(lr=0.1)}, TypeError, "`others` is OPLoRA"),
-        ({"lr": 0.1, "rank": 3}, TypeError, "unexpected keyword argument 'rank'"),
+        ({"lr": 0.1, "rank": 3}, TypeError, "unexpected keyword argument 'rank'; its options are lr, momentum"),
+        ({"lr": 0.1, "foreach": True}, TypeError, "`foreach` is an option of torch.optim"),
+        ({"lr": 0.1, "fused": True}, TypeError, "`fused` is an option of torch.optim"),
+        ({"lr": 0.1, "missing": "ignore"}, ValueError, "`missing` is 'ignore'"),
+        ({"lr": 0.1, "maximize": "yes"}, TypeError, "`maximize` is 'yes'"),
+        ({"lr": 0.1, "weight_decay": -1}, ValueError, "`weight_decay` is -1"),
+        ({"lr": 0.1, "others": optim.SGD(lr=0.1, maximize=True)}, ValueError, "`maximize` is True for `others` alone"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, kind, message):
@@ -438,9 +408,121 @@ class Unused(nn.Module):
         return self.used(x)
 
 
-def test_a_pair_that_is_not_called_is_named():
-    model = Unused()
+def test_a_pair_without_a_gradient_is_left_as_it_is():
+    """With its state: its momentum is that of its own steps."""
+    model, twin = Unused(), LoRALinear((9, 5), rank=2)
+    twin.load_state_dict(model.spare.state_dict())
+    optimizer, expected = OPLoRA(model, lr=0.1, momentum=0.9), OPLoRA(twin, lr=0.1, momentum=0.9)
+    expected.seed, expected._number_of = optimizer.seed, {twin.lora_B.weight: 1}  # its momentum starts alike
+    for step in range(6):
+        optimizer.zero_grad()
+        before = copy.deepcopy(model.spare.state_dict())
+        backward(model, step)
+        if step % 3:
+            backward(model.spare, step)
+            train(twin, expected, [step])
+        optimizer.step()
+        for name, p in model.spare.state_dict().items():
+            assert torch.equal(p, before[name]) == (step % 3 == 0 or "base.weight" in name)
+            assert torch.equal(p, twin.state_dict()[name])
+    assert int(optimizer.state[model.spare.lora_B.weight]["step"]) == 4
+    assert int(optimizer.state[model.used.lora_B.weight]["step"]) == 6
+
+
+def test_a_step_without_any_gradient_does_nothing():
+    model = network()
+    optimizer = OPLoRA(model, lr=0.1, momentum=0.9)
+    before = parameters_of(model)
+    optimizer.step()
+    model(batch(0))
+    optimizer.step()
+    assert_equal(model.parameters(), before)
+    assert all(not state for state in optimizer.state.values())
+
+
+def test_a_gradient_that_was_taken_away_is_not_stepped_along():
+    model = network()
     optimizer = OPLoRA(model, lr=0.1)
+    backward(model, 0)
+    before = parameters_of(model[4])
+    for p in model[4].parameters():
+        p.grad = None
+    optimizer.step()
+    assert_equal(model[4].parameters(), before)
+    backward(model, 1)
+    twin = copy.deepcopy(model)
+    expected = OPLoRA(twin, lr=0.1)
+    backward(twin, 1)
+    actual, G = (o.gradients()["4"] for o in (optimizer, expected))
+    torch.testing.assert_close(*(x.to_dense() if hasattr(x, "to_dense") else x for x in (actual, G)))
+    model[4].lora_A.weight.grad = None
+    with pytest.raises(RuntimeError, match=r"`4`: lora_A has no \.grad but lora_B has one"):
+        optimizer.step()
+
+
+def test_a_gradient_of_zero_is_one():
+    """As for torch.optim: the momentum goes on."""
+    model, twin = network(), network()
+    optimizer, expected = (OPLoRA(m, lr=0.1, momentum=0.9) for m in (model, twin))
+    train(model, optimizer, range(2))
+    train(twin, expected, range(2))
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p) if p.requires_grad else None
+    optimizer.zero_grad(set_to_none=False)
+    optimizer.step()
+    expected.zero_grad()
+    (0 * twin(batch(0))).sum().backward()
+    expected.step()
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
+    assert {int(state["step"]) for state in optimizer.state.values()} == {3}
+
+
+@every_sibling
+def test_a_learning_rate_of_zero_leaves_the_weights_bit_for_bit(sibling):
+    model = network()
+    optimizer = made(sibling, model, lr=0.0)
+    before = parameters_of(model)
+    train(model, optimizer, range(3))
+    assert_equal(model.parameters(), before)
+    assert {int(state["step"]) for state in optimizer.state.values()} == {3}
+
+
+@every_sibling
+def test_ascent_is_descent_of_the_negative(sibling):
+    model, twin = network(), network()
+    optimizer, expected = made(sibling, model, maximize=True), made(sibling, twin)
+    for step in range(3):
+        optimizer.zero_grad()
+        expected.zero_grad()
+        backward(model, step)
+        (-(twin(batch(step)) ** 2).mean()).backward()
+        optimizer.step()
+        expected.step()
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("sibling", ["OPLoRA", "OPLoRA without momentum", "ProjectedOPLoRA", "Shampoo", "SVDLoRA"])
+def test_the_decay_follows_the_learning_rate(sibling):
+    """Of a gradient of zero the step is W ← (1 − η · weight_decay) W."""
+    model = network().double()
+    exactly = {} if sibling == "SVDLoRA" else {"reg": 0.0}
+    optimizer = made(sibling, model, lr=0.5, weight_decay=0.2, others=optim.SGD(lr=0.5), **exactly)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    before = [adapter.matrix().to_dense() for adapter in optimizer.adapters]
+    for _ in range(2):
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p) if p.requires_grad else None
+        optimizer.step()
+        scheduler.step()
+    for adapter, W in zip(optimizer.adapters, before, strict=True):
+        torch.testing.assert_close(adapter.matrix().to_dense(), (1 - 0.1) * (1 - 0.05) * W, rtol=1e-10, atol=1e-12)
+
+
+def test_a_missing_gradient_is_named_where_it_is_an_error():
+    model = Unused()
+    optimizer = OPLoRA(model, lr=0.1, missing="error")
     before = parameters_of(model)
     backward(model, 0)
     with pytest.raises(RuntimeError, match="`spare` has no gradient: its lora_A and lora_B have not been called"):
@@ -448,18 +530,18 @@ def test_a_pair_that_is_not_called_is_named():
     assert_equal(model.parameters(), before)
     model.spare.requires_grad_(False)
     optimizer.step()
-
-
-def test_a_missing_gradient_is_named():
     model = network()
-    optimizer = OPLoRA(model, lr=0.1)
-    with pytest.raises(RuntimeError, match="`2` has no gradient"):
-        optimizer.step()
+    optimizer = OPLoRA(model, lr=0.1, missing="error")
     model(batch(0))
     with pytest.raises(RuntimeError, match="`2` has no gradient: it was called, but no backward pass"):
         optimizer.step()
+
+
+def test_a_gradient_that_was_not_captured_is_an_error():
+    model = network()
+    optimizer = OPLoRA(model, lr=0.1)
     for p in model.parameters():
-        p.grad = torch.zeros_like(p) if p.requires_grad else None
+        p.grad = torch.ones_like(p) if p.requires_grad else None
     with pytest.raises(RuntimeError, match=r"`2` has \.grad, but no call of it was captured"):
         optimizer.step()
 

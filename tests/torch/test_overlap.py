@@ -117,6 +117,21 @@ def test_a_step_begins_before_the_backward_pass_has_ended():
     optimizer.step()
 
 
+def test_a_gradient_that_was_zeroed_is_not_stepped_along():
+    """The step that was begun is not taken, nor that of an adapter whose gradient was taken away."""
+    model = network()
+    optimizer = OPLoRA(model, lr=0.05, overlap=True)
+    before = [adapter.matrix().to_dense() for adapter in optimizer.adapters]
+    backward(model, 0)
+    optimizer.zero_grad(set_to_none=False)
+    optimizer.step()
+    backward(model, 1)
+    optimizer.zero_grad()
+    optimizer.step()
+    for adapter, W in zip(optimizer.adapters, before, strict=True):
+        torch.testing.assert_close(adapter.matrix().to_dense(), W, rtol=1e-3, atol=1e-6)  # λ moves it a little
+
+
 def test_one_can_wait_for_the_steps_that_were_begun():
     for overlap in (True, False):
         model = network()

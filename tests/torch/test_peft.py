@@ -180,7 +180,7 @@ def test_only_the_active_adapter_is_trained():
 
 def test_merged_adapters_are_noticed():
     model = encoder()
-    optimizer = OPLoRA(model, lr=0.1)
+    optimizer = OPLoRA(model, lr=0.1, missing="error")
     model.merge_adapter()
     once(model)
     with pytest.raises(RuntimeError, match=r"query\.default` has no gradient"):
@@ -273,11 +273,90 @@ def test_variants_are_refused():
 def test_other_methods_are_refused():
     base = nn.Sequential(nn.Linear(6, 5))
     adalora = peft.get_peft_model(base, peft.AdaLoraConfig(init_r=2, target_modules=["0"], total_step=10))
-    with pytest.raises(ValueError, match="its lora_A is no Linear"):
+    with pytest.raises(ValueError, match=r"`base_model\.model\.0` .* its product has a third factor between A and B"):
         OPLoRA(adalora, lr=0.1)
-    loha = peft.get_peft_model(nn.Sequential(nn.Linear(6, 5)), peft.LoHaConfig(r=2, target_modules=["0"]))
-    with pytest.raises(ValueError, match="has no LoRA pair"):
-        OPLoRA(loha, lr=0.1)
+    for config, name in ((peft.LoHaConfig(r=2, target_modules=["0"]), "LOHA"), (peft.VeraConfig(r=2), "VERA")):
+        config.target_modules = ["0"]
+        other = peft.get_peft_model(nn.Sequential(nn.Linear(6, 5)), config)
+        with pytest.raises(ValueError, match=f"has no LoRA pair: PEFT adapts it by {name}, which is no product"):
+            OPLoRA(other, lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("layer", "why"),
+    [
+        (nn.Conv3d(2, 4, 3), "its lora_A is no Linear, Conv1d or Conv2d"),
+        (nn.Conv2d(4, 4, 3, groups=2), "a convolution with groups is no product of two matrices"),
+    ],
+)
+def test_other_convolutions_are_refused(layer, why):
+    model = peft.get_peft_model(nn.Sequential(layer), peft.LoraConfig(r=2, target_modules=["0"]))
+    with pytest.raises(ValueError, match=rf"`base_model\.model\.0\.default` .* has no low-rank gradient .*: {why}"):
+        OPLoRA(model, lr=0.1)
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.dense = nn.Embedding(20, 16), nn.Linear(16, 16)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, ids):
+        return self.head(torch.tanh(self.dense(self.embedding(ids))))
+
+
+@pytest.mark.parametrize(
+    ("options", "beside"),
+    [
+        ({"use_dora": True}, {"dense.lora_magnitude_vector.default.weight"}),
+        ({"lora_bias": True}, {"dense.lora_B.default.bias"}),
+        ({"bias": "lora_only"}, {"dense.base_layer.bias"}),
+        (
+            {"trainable_token_indices": {"embedding": [1, 2]}},
+            {"embedding.token_adapter.trainable_tokens_delta.default"},
+        ),
+        ({"modules_to_save": ["head"]}, {f"head.modules_to_save.default.{name}" for name in ("weight", "bias")}),
+    ],
+    ids=str,
+)
+def test_what_is_beside_the_adapters_is_trained_too(options, beside):
+    model = filled(peft.get_peft_model(Words(), peft.LoraConfig(r=2, target_modules=["dense"], **options)))
+    optimizer = OPLoRA(model, lr=0.1, momentum=0.9, debug=True)
+    twin = copy.deepcopy(model)
+    named = {name.removeprefix("base_model.model."): p for name, p in twin.named_parameters()}
+    factors = {name for name in named if name.endswith(("lora_A.default.weight", "lora_B.default.weight"))}
+    assert {name for name, p in named.items() if p.requires_grad} - factors == beside
+    expected = torch.optim.SGD([named[name] for name in sorted(beside)], lr=0.1, momentum=0.9)
+    for seed in range(3):
+        ids = torch.randint(20, (3, 5), generator=torch.Generator().manual_seed(seed))
+        for m, o in ((model, optimizer), (twin, expected)):
+            m.zero_grad()
+            (m(ids) ** 2).mean().backward()
+            o.step()
+        for name in factors:
+            named[name].data.copy_(model.get_parameter("base_model.model." + name))
+    for name, p in named.items():
+        torch.testing.assert_close(model.get_parameter("base_model.model." + name), p, rtol=1e-5, atol=1e-6)
+
+
+def test_a_refused_adapter_may_have_an_optimizer_of_its_own():
+    """It is frozen until the other one is made."""
+    model = filled(peft.get_peft_model(Words(), peft.LoraConfig(r=2, target_modules=["dense", "embedding"])))
+    own = [p for name, p in model.named_parameters() if "lora_embedding" in name]
+    for p in own:
+        p.requires_grad_(False)
+    optimizer = OPLoRA(model, lr=0.1, debug=True)
+    for p in own:
+        p.requires_grad_(True)
+    theirs = torch.optim.SGD(own, lr=0.1)
+    before = [p.detach().clone() for p in model.parameters() if p.requires_grad]
+    for _ in range(2):
+        model.zero_grad()
+        (model(torch.arange(20)) ** 2).mean().backward()
+        optimizer.step()
+        theirs.step()
+    assert not any(map(torch.equal, before, [p for p in model.parameters() if p.requires_grad]))
 
 
 def test_ranks_above_the_layers_are_refused():

@@ -1,0 +1,129 @@
+"""Uneven inputs: within ``DistributedDataParallel.join`` processes run out of batches at different times.
+
+A step must not communicate there: who has no more batches takes none. So each backward pass that DDP averages ends with
+the average of the adapters' gradients, to which such processes, while DDP shadows the pass in them, add zeros.
+"""
+
+import functools
+import weakref
+
+import torch
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_leaves
+
+from lorsum.torch._distributed import gathered, processes
+from lorsum.torch._gradient import Gradient, zero_gradient
+
+__all__ = ["attend"]
+
+_optimizers: list = []  # references, in the order of their making: the same in all processes
+
+
+def attend(optimizer):
+    """Have the optimizer's gradients averaged wherever DDP's are in a ``join``."""
+    if not dist.is_available():
+        return
+    if not hasattr(DistributedDataParallel.join_hook, "__wrapped__"):
+        DistributedDataParallel.join_hook = _with_adapters(DistributedDataParallel.join_hook)  # type: ignore[method-assign]
+    _optimizers[:] = [reference for reference in _optimizers if reference() is not None]
+    _optimizers.append(weakref.ref(optimizer))
+
+
+def _with_adapters(join_hook):
+    """``DistributedDataParallel.join_hook``, which a ``join`` calls first, with a hook that shadows adapters too."""
+
+    @functools.wraps(join_hook)
+    def extended(ddp, **options):
+        hook, parameters = join_hook(ddp, **options), set(ddp.parameters())
+        alive = [optimizer for reference in _optimizers if (optimizer := reference()) is not None]
+        inside = [o for o in alive if processes(o.process_group) > 1 and any(a.B in parameters for a in o.adapters)]
+        return _Shadow(hook, ddp, inside) if inside else hook
+
+    return extended
+
+
+class _Shadow(dist.algorithms.join.JoinHook):
+    """What a process without batches does in place of a forward and a backward pass, and all do in the end."""
+
+    def __init__(self, hook, ddp, optimizers):
+        self.hook, self.ddp, self.optimizers = hook, ddp, optimizers
+        self.backward_pass = None  # its number
+        for optimizer in optimizers:
+            optimizer.averages_in_backward = True
+        self.handle = ddp.register_forward_hook(self._after_forward)
+
+    def main_hook(self):
+        self.hook.main_hook()
+        if self.ddp.require_forward_param_sync:  # the others' backward pass is averaged
+            for optimizer in self.optimizers:
+                for capture in optimizer._captures.values():
+                    capture.clear()
+            self._average()
+
+    def post_hook(self, is_last_joiner):
+        self.hook.post_hook(is_last_joiner)
+        self.handle.remove()
+        for optimizer in self.optimizers:
+            optimizer.averages_in_backward = False
+            _take_state_of_last(optimizer, is_last_joiner)
+
+    def _after_forward(self, ddp, args, output):
+        tensors = [x for x in tree_leaves(output) if isinstance(x, torch.Tensor) and x.requires_grad]
+        if ddp.require_backward_grad_sync and tensors:
+            torch.autograd.graph.register_multi_grad_hook(tensors, self._in_backward, mode="any")
+
+    def _in_backward(self, grad):
+        number = torch._C._current_graph_task_id()
+        if number != self.backward_pass:  # which several forward passes may share
+            self.backward_pass = number
+            torch.autograd.Variable._execution_engine.queue_callback(self._average)  # when all of it is done
+
+    @torch.no_grad()
+    def _average(self):
+        for optimizer in self.optimizers:
+            for capture in optimizer._captures.values():
+                if capture.adapter.trained:
+                    capture.gradient = _mean(capture, optimizer.process_group)
+
+
+def _mean(capture, group):
+    """The mean over the processes of all that an adapter's gradient is by now."""
+    adapter, local, count = capture.adapter, capture.gradient, processes(group)
+    mean = Gradient(adapter.shape, capture.form)
+    mean.is_mean = True
+    G = local.times(1.0) if local else zero_gradient(adapter, rows=0)
+    if capture.form == "rows":
+        mean.pairs = [_gathered_rows(capture, G, group)]
+        return mean
+    G = (G.to_dense() if hasattr(G, "to_dense") else G).contiguous()
+    noise = torch.full((1,), float(local.rounding()), dtype=G.dtype, device=G.device)
+    for x in (G, noise):
+        dist.all_reduce(x, group=group)
+    mean.dense, mean.noise = G / count, float(noise) / count
+    return mean
+
+
+def _gathered_rows(capture, G, group):
+    if capture.gradient.is_mean:
+        raise RuntimeError(
+            f"`{capture.adapter.name}`: within `join`, K-FAC needs one averaged backward pass a step. Run the earlier "
+            "ones in `no_sync`."
+        )
+    here = torch.tensor([G.rank], device=G.U.device)
+    everywhere = [torch.empty_like(here) for _ in range(processes(group))]
+    dist.all_gather(everywhere, here, group=group)
+    stacked = gathered(G, [int(count) for count in everywhere], group)
+    return stacked.U.T, stacked.V.T
+
+
+def _take_state_of_last(optimizer, is_last_joiner):
+    """The state of who trained longest, whose weights DDP has given to all."""
+    group, rank = optimizer.process_group, dist.get_rank(optimizer.process_group)
+    last = torch.tensor([rank if is_last_joiner else -1], device=optimizer.adapters[0].B.device)
+    dist.all_reduce(last, op=dist.ReduceOp.MAX, group=group)
+    source = int(last)
+    state = [optimizer.state_dict()["state"] if rank == source else None]
+    dist.broadcast_object_list(state, src=dist.get_global_rank(group, source) if group else source, group=group)
+    if rank != source:
+        optimizer.load_state_dict({"state": state[0], "param_groups": optimizer.state_dict()["param_groups"]})
