@@ -1,13 +1,15 @@
 """Taps: hooks on lora_A and lora_B that hand on X and S of each call, in the backward pass.
 
 A node behind lora_B is the identity, saves X for the backward pass as autograd saves its own tensors, so that
-activation checkpointing drops and recomputes it, and meets S there.
+activation checkpointing drops and recomputes it, and meets S there. Other hooks may stand on the same modules: ours come
+first, so that X, lora_A's output and S are those of the matrix products.
 """
 
 import itertools
 import weakref
 
 import torch
+from torch.nn.modules import module as every_module
 
 __all__ = ["Taps"]
 
@@ -21,15 +23,26 @@ class _Place:
     def __init__(self, site, capture):
         self.site, self.capture = site, weakref.ref(capture)
 
+    def before_call(self):
+        capture = self.capture()
+        if capture is not None:
+            capture.before_call()
+
     def called(self):
         capture = self.capture()
         if capture is not None:
             capture.called = True
 
-    def collect(self, S, X, borrowed):
+    def doubt(self):
+        """Have the next step compare with autograd: something was seen that may make a captured gradient wrong."""
         capture = self.capture()
         if capture is not None:
-            capture.collect(self.site.view, S, X, borrowed)
+            capture.checked = True
+
+    def collect(self, S, X):
+        capture = self.capture()
+        if capture is not None:
+            capture.collect(self.site.view, S, X)
 
 
 class Taps:
@@ -40,7 +53,7 @@ class Taps:
     site : Site
         The modules.
     capture : Capture
-        Whose ``collect`` is called with ``site.view``, S, X, and which of the two are borrowed.
+        Whose ``collect`` is called with ``site.view``, S and X.
     """
 
     def __init__(self, site=None, capture=None):
@@ -48,6 +61,7 @@ class Taps:
         if site is not None:
             self.place, self.number = _Place(site, capture), next(_numbers)
             self.modules = site.lora_A, site.lora_B
+            self.weights = site.lora_A.weight, site.lora_B.weight
             _places[self.number] = self.place
 
     def __deepcopy__(self, memo):
@@ -59,39 +73,90 @@ class Taps:
     def register(self):
         """Handles of the hooks."""
         lora_A, lora_B = self.modules
-        return [lora_A.register_forward_hook(self.keep), lora_B.register_forward_hook(self.tap)]
+        return [
+            lora_A.register_forward_hook(self.keep, prepend=True, with_kwargs=True),
+            lora_B.register_forward_hook(self.tap, prepend=True, with_kwargs=True),
+        ]
 
-    def keep(self, module, args, output):
+    def keep(self, module, args, kwargs, output):
         """After lora_A: its input, as it was computed with."""
-        if self.name is not None and output.requires_grad:
-            self.pending = (args[0], output)
-
-    def tap(self, module, args, output):
-        """After lora_B: its output, passed on by a node that will see S."""
-        if self.pending is None or not output.requires_grad:
-            return None
-        (X, between), self.pending = self.pending, None
-        if args[0] is not between:
-            raise RuntimeError(
-                f"`{self.name}`: lora_B was called on something else than the output of lora_A, so that their "
-                "product's gradient cannot be captured."
-            )
+        self.pending = None
+        if self.name is None:
+            return
         if torch.compiler.is_compiling():
+            if output.requires_grad and module.weight.requires_grad and not torch.compiler.is_exporting():
+                self.pending = _input(args, kwargs), output, None
+            return
+        self.place.before_call()
+        if not (output.requires_grad and self.weights[0].requires_grad and self.weights[1].requires_grad):
+            return
+        if self._is_transformed():
+            self.place.doubt()
+            return
+        lora_A, lora_B = self.modules
+        if not _is_first(lora_A):
+            self.place.doubt()
+        for other in (lora_A, lora_B):
+            if not _is_first(other):
+                _put_first(other, self)
+        self.pending = _input(args, kwargs), output, output._version
+
+    def tap(self, module, args, kwargs, output):
+        """After lora_B: its output, passed on by a node that will see S."""
+        pending, self.pending = self.pending, None
+        if self.name is None or not (output.requires_grad and module.weight.requires_grad):
+            return None
+        if pending is None:
+            if not torch.compiler.is_compiling():
+                self.place.doubt()  # a call without lora_A's, or in a transform
+            return None
+        X, between, version = pending
+        h = _input(args, kwargs)
+        if torch.compiler.is_compiling():
+            if h is not between:
+                self._refuse()
             return _CompiledTap.apply(output, _as_computed(X), self.number, _number_of_this_call())
+        if h is not between or h._version != version:
+            if between._version != version or not _same(h, between):
+                self._refuse()
+            self.place.doubt()  # as by hooks on the way back, which may change the gradient
         if "_is_replica" in module.__dict__:
             raise RuntimeError(f"`{self.name}` is called by DataParallel. Use DistributedDataParallel.")
-        return _Tap.apply(output, _as_computed(X), "X" if _is_data(X) else "", self.place)
+        return _Tap.apply(output, _as_computed(X), self.place)
+
+    def _is_transformed(self):
+        """True where the call is none that .backward() could add to B.grad by: for torch.func, or a trace."""
+        return (
+            torch._C._are_functorch_transforms_active()
+            or torch._C._get_tracing_state() is not None
+            or any(
+                module._parameters.get("weight") is not p for module, p in zip(self.modules, self.weights, strict=True)
+            )
+        )
+
+    def _refuse(self):
+        raise RuntimeError(
+            f"`{self.name}`: lora_B was called on something else than the output of lora_A, so that their "
+            "product's gradient cannot be captured."
+        )
 
 
 class _Tap(torch.autograd.Function):
     """The identity on lora_B's output, which hands on S and X in the backward pass."""
 
     @staticmethod
-    def forward(ctx, output, X, borrowed, place):
+    def forward(ctx, output, X, place):
         ctx.save_for_backward(X)
-        ctx.borrowed, ctx.place = borrowed, place
+        ctx.place = place
         place.called()
-        return output.view_as(output)
+        if output._is_view():
+            return output.view_as(output)
+        ctx.mark_dirty(output)  # the same tensor and no view of it, which nobody could change in place
+        return output
+
+    @staticmethod
+    def jvp(ctx, tangent, *_):
+        return tangent.view_as(tangent)
 
     @staticmethod
     def backward(ctx, S):
@@ -101,8 +166,8 @@ class _Tap(torch.autograd.Function):
                 "what that adds to the gradient cannot be captured."
             )
         (X,) = ctx.saved_tensors
-        ctx.place.collect(S, X, ctx.borrowed)
-        return S, None, None, None
+        ctx.place.collect(S, X)
+        return S, None, None
 
 
 class _CompiledTap(torch.autograd.Function):
@@ -128,7 +193,7 @@ def collect(S: torch.Tensor, X: torch.Tensor, number: int, call: int) -> torch.T
     """
     place = _places.get(number)
     if place is not None:
-        place.collect(S, X, "SX")  # the compiled code may use their memory again
+        place.collect(S, X)
     return S.clone()
 
 
@@ -142,14 +207,32 @@ def _number_of_this_call():
     return next(_numbers)
 
 
+def _input(args, kwargs):
+    return args[0] if args else kwargs["input"]
+
+
+def _is_first(module):
+    """True unless another's hook has seen, and may have replaced, the output before ours."""
+    first = next(iter(module._forward_hooks.values()))
+    return isinstance(getattr(first, "__self__", None), Taps) and not every_module._global_forward_hooks
+
+
+def _put_first(module, taps):
+    for number, hook in list(module._forward_hooks.items()):
+        if getattr(hook, "__self__", None) is taps:
+            module._forward_hooks.move_to_end(number, last=False)
+
+
+def _same(x, y):
+    """True if two tensors have the same values, which those that share memory have."""
+    if x.shape != y.shape or x.dtype != y.dtype:
+        return False
+    return (x.data_ptr() == y.data_ptr() and x.stride() == y.stride()) or torch.equal(x, y)
+
+
 def _as_computed(X):
     """X as lora_A computes with it: autocast lowers its precision inside."""
     kind = X.device.type
     if X.dtype == torch.float32 and torch.is_autocast_enabled(kind):
         X = X.to(torch.get_autocast_dtype(kind))
     return X.detach()
-
-
-def _is_data(X):
-    """True for what nothing computed: a loop may overwrite it with the next batch, before the step."""
-    return X.grad_fn is None
