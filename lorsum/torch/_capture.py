@@ -48,7 +48,8 @@ class Capture:
         self.listener: Callable = _nobody  # is told when the gradient has changed
         self._staged: dict = {}  # by backward pass: what has arrived, but is not yet in B.grad
         self._forget()
-        handles = [handle for site in adapter.sites for handle in Taps(site, self).register()]
+        self._taps = [Taps(site, self) for site in adapter.sites]
+        handles = [handle for taps in self._taps for handle in taps.register()]
         handles += [
             _register_first(adapter.B, _calling(self, "_after_B")),
             _register_first(adapter.A, _calling(self, "_after_A")),
@@ -169,6 +170,8 @@ class Capture:
                 self._forget()
             elif processes(self.process_group) == 1:
                 self._fault = f"`{name}` had a .grad before its first captured call. Clear the gradients first."
+        elif None in grads and not self.gradient:
+            self.checked = True  # a pass for the other alone went before
         elif None in grads:
             self._fault = f"`{name}`: of lora_A.grad and lora_B.grad one was cleared and the other was not."
         else:
@@ -196,7 +199,7 @@ class Capture:
         self._passes["B"] += 1
         self._snapshots[B] = Snapshot(B.grad)
         self._hooked = self._hooked or bool(A._backward_hooks or B._backward_hooks)
-        self.checked = self.checked or staged is None or self._hooked
+        self.checked = self.checked or staged is None or self._hooked or any(map(Taps.are_doubtful, self._taps))
         self._note_weights()
         if staged is None:
             return

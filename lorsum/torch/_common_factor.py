@@ -71,9 +71,9 @@ def common_factor(adapter, snapshots):
             raise RuntimeError(f"`{adapter.name}`: its gradient is not finite.")
         letter = "A" if factors[0] is not None and math.isnan(factors[0]) else "B"
         raise RuntimeError(
-            f"`{adapter.name}`: after the backward pass lora_{letter}.grad was changed by more than one common factor. "
-            "Unscaling, and clipping by the norm of all gradients, have one; clipping by value, and gradients set by "
-            "hand, do not."
+            f"`{adapter.name}`: after the backward pass lora_{letter}.grad was multiplied by more than one number. "
+            "Unscaling, and clipping by the norm of all gradients, have one factor for all; clipping by value, and "
+            "gradients set by hand, do not."
         )
     if len(known) == 2 and abs(known[0] - known[1]) > tolerance(grads[0]) * max(map(abs, known)):
         raise RuntimeError(

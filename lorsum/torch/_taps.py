@@ -9,7 +9,8 @@ import itertools
 import weakref
 
 import torch
-from torch.nn.modules import module as every_module
+from torch.autograd import forward_ad
+from torch.nn.modules import module as all_modules
 
 __all__ = ["Taps"]
 
@@ -78,6 +79,10 @@ class Taps:
             lora_B.register_forward_hook(self.tap, prepend=True, with_kwargs=True),
         ]
 
+    def are_doubtful(self):
+        """True if others' hooks may change gradients on their way through the modules."""
+        return any(map(_has_backward_hooks, self.modules))
+
     def keep(self, module, args, kwargs, output):
         """After lora_A: its input, as it was computed with."""
         self.pending = None
@@ -113,7 +118,7 @@ class Taps:
         X, between, version = pending
         h = _input(args, kwargs)
         if torch.compiler.is_compiling():
-            if h is not between:
+            if h is not between and not self.are_doubtful():
                 self._refuse()
             return _CompiledTap.apply(output, _as_computed(X), self.number, _number_of_this_call())
         if h is not between or h._version != version:
@@ -149,7 +154,7 @@ class _Tap(torch.autograd.Function):
         ctx.save_for_backward(X)
         ctx.place = place
         place.called()
-        if output._is_view():
+        if output._is_view() or forward_ad._current_level >= 0:
             return output.view_as(output)
         ctx.mark_dirty(output)  # the same tensor and no view of it, which nobody could change in place
         return output
@@ -177,7 +182,7 @@ class _CompiledTap(torch.autograd.Function):
     def forward(ctx, output, X, number, call):
         ctx.save_for_backward(X)
         ctx.number, ctx.call = number, call
-        return output.view_as(output)
+        return output.clone()  # a view could not be changed in place; compilers leave the copy out
 
     @staticmethod
     def backward(ctx, S):
@@ -214,7 +219,11 @@ def _input(args, kwargs):
 def _is_first(module):
     """True unless another's hook has seen, and may have replaced, the output before ours."""
     first = next(iter(module._forward_hooks.values()))
-    return isinstance(getattr(first, "__self__", None), Taps) and not every_module._global_forward_hooks
+    return isinstance(getattr(first, "__self__", None), Taps) and not all_modules._global_forward_hooks
+
+
+def _has_backward_hooks(module):
+    return bool(module._backward_hooks or module._backward_pre_hooks)
 
 
 def _put_first(module, taps):
