@@ -61,7 +61,7 @@ class Ahead:
         basis, future = self.started.pop(capture.adapter.B, (None, None))
         if future is None:
             return None
-        if c != 1 or not basis.is_still(rule, W, held):
+        if c != 1 or not capture.gradient or not basis.is_still(rule, W, held):
             future.cancel()
             return None
         return future.result()

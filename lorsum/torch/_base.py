@@ -171,7 +171,7 @@ class AdapterOptimizer(torch.optim.Optimizer):
         """The gradients that the next step will take, by adapter: a LowRank (Sᵀ, Xᵀ), or a dense tensor."""
         self._drop_cleared()
         return {
-            capture.adapter.name: capture.gradient.times(capture.common_factor())
+            capture.adapter.name: capture.multiplied(capture.common_factor())
             for capture in self._captures.values()
             if capture.gradient
         }

@@ -14,7 +14,7 @@ from lorsum.lowrank import LowRank
 from lorsum.torch import _bridge as bridge
 from lorsum.torch._check import multiple_of_captured
 from lorsum.torch._common_factor import Snapshot, common_factor, tolerance
-from lorsum.torch._distributed import processes
+from lorsum.torch._distributed import processes, zero
 from lorsum.torch._gradient import Gradient
 from lorsum.torch._taps import Taps
 
@@ -94,7 +94,7 @@ class Capture:
         self._staged.clear()  # of backward passes that have left .grad alone
         A, B, name = self.adapter.A, self.adapter.B, self.adapter.name
         if A.grad is not None and B.grad is not None:
-            if not self.gradient and processes(self.process_group) == 1:
+            if not self.gradient and processes(self.process_group) == 1 and _any_number((A.grad, B.grad)):
                 raise RuntimeError(
                     f"`{name}` has .grad, but no call of it was captured: its weights were used in another way than "
                     "lora_B(lora_A(x)), the gradient was set by hand, the model was called inside of a torch.func "
@@ -122,6 +122,8 @@ class Capture:
         if len(set(self._passes.values())) > 1:  # a pass has reached one of the two only
             self.checked = True
         c = self._factor()
+        if c == 0:  # what was cleared may have been nan
+            self._forget()
         if not self._hooked:
             return 1.0 if c is None else c
         W = self.weights_of_grad()
@@ -133,6 +135,10 @@ class Capture:
         # .grad is c times what the hooks have made of the gradient
         c = multiple_of_captured(self.adapter, W, bridge.to_arrays(self.gradient.times(1.0)))
         return 1.0 if abs(c - 1) <= tolerance(self.adapter.A) else c
+
+    def multiplied(self, c):
+        """c G as a LowRank or a dense tensor; where .grad is zero and nothing is captured, zero."""
+        return self.gradient.times(c) if self.gradient else zero(self.adapter)
 
     def weights_of_grad(self):
         """B·A in the backward passes, as a LowRank; None if it was not the same in all of them, or is not known."""
@@ -243,7 +249,7 @@ class Captured:
 
     def gradient(self, capture, rule):
         """c G as the rule takes it."""
-        return bridge.to_arrays(capture.gradient.times(self.factors[capture.adapter.B]))
+        return bridge.to_arrays(capture.multiplied(self.factors[capture.adapter.B]))
 
 
 def _any_number(grads):

@@ -16,7 +16,7 @@ from lorsum.lowrank import LowRank
 from lorsum.torch import _bridge as bridge
 from lorsum.torch._gradient import half_to_single
 
-__all__ = ["Averaged", "Traffic", "cheapest", "processes"]
+__all__ = ["Averaged", "Traffic", "cheapest", "processes", "zero"]
 
 
 class Traffic(NamedTuple):
@@ -84,7 +84,7 @@ class Averaged:
     def gradient(self, capture, rule):
         """c G as the rule takes it."""
         adapter, c = capture.adapter, self.factors[capture.adapter.B]
-        local = capture.gradient.times(c) if capture.gradient else _zero(adapter)
+        local = capture.gradient.times(c) if capture.gradient else zero(adapter)
         rows, count = self.rows[adapter.B], processes(self.group)
         if max(rows) == 0:
             raise RuntimeError(f"`{adapter.name}` has .grad, but no process has captured a call of it.")
@@ -187,8 +187,8 @@ def _rows(gradient):
     return -1 if gradient.dense is not None else gradient.rows
 
 
-def _zero(adapter):
-    """The gradient of an adapter that this process's batch has not passed."""
+def zero(adapter):
+    """The gradient of an adapter that no call has passed."""
     m, n = adapter.shape
     B = half_to_single(adapter.B.detach())
     return LowRank._of(B.new_zeros(m, 0), B.new_zeros(n, 0))
