@@ -65,10 +65,10 @@ class Capture:
     def drop_cleared(self):
         """Forget the gradient where the module's ``zero_grad``, or the user, has cleared .grad."""
         A, B = self.adapter.A, self.adapter.B
-        if B in self._snapshots:
+        if "B" in self._snapshots:
             if B.grad is None:
                 self._forget()
-            elif self._snapshots[B].is_written_to(B.grad) and not _any_number((A.grad, B.grad)):
+            elif self._snapshots["B"].is_written_to(B.grad) and not _any_number((A.grad, B.grad)):
                 self._forget()
 
     def collect(self, view, S, X):
@@ -119,7 +119,7 @@ class Capture:
         """
         if self._fault is not None:
             raise RuntimeError(self._fault)
-        if len(set(self._passes.values())) > 1:  # a pass has reached one of the two only
+        if self._passes["A"] != self._passes["B"]:  # a pass has reached one of the two only
             self.checked = True
         c = self._factor()
         if c == 0:  # what was cleared may have been nan
@@ -150,7 +150,7 @@ class Capture:
 
     def _forget(self):
         self.gradient.clear()
-        self._snapshots: dict = {}  # by parameter: .grad, as the last backward pass has left it
+        self._snapshots: dict = {}  # "A" and "B": .grad, as the last backward pass has left it
         self._passes = {"A": 0, "B": 0}  # backward passes that have added to A.grad, and to B.grad
         self._fault: str | None = None  # why A.grad and B.grad have no common factor
         self._hooked = False  # others have hooks on A or B, which may change what is added to .grad
@@ -162,23 +162,24 @@ class Capture:
 
     def _factor(self):
         A, B = self.adapter.A, self.adapter.B
-        if A not in self._snapshots or B not in self._snapshots or A.grad is None or B.grad is None:
+        if len(self._snapshots) < 2 or A.grad is None or B.grad is None:
             return 1.0  # one of the two alone, which the comparison with autograd or check_complete refuses
-        return common_factor(self.adapter, (self._snapshots[A], self._snapshots[B]))
+        return common_factor(self.adapter, (self._snapshots["A"], self._snapshots["B"]))
 
     def _before_accumulation(self):
         """Do to the gradient what was done to .grad since the last backward pass."""
         name, grads = self.adapter.name, (self.adapter.A.grad, self.adapter.B.grad)
-        if grads == (None, None):
+        missing = [grad is None for grad in grads]
+        if all(missing):
             self._forget()
         elif not self._snapshots or processes(self.process_group) > 1:  # there averaging changes .grad
             if not _any_number(grads):
                 self._forget()
             elif processes(self.process_group) == 1:
                 self._fault = f"`{name}` had a .grad before its first captured call. Clear the gradients first."
-        elif None in grads and not self.gradient:
+        elif any(missing) and not self.gradient:
             self.checked = True  # a pass for the other alone went before
-        elif None in grads:
+        elif any(missing):
             self._fault = f"`{name}`: of lora_A.grad and lora_B.grad one was cleared and the other was not."
         else:
             self._multiply()
@@ -193,8 +194,7 @@ class Capture:
             self._forget()
         elif c != 1 and self._fault is None:
             self.gradient.scale(c)
-            for p in self._snapshots:
-                self._snapshots[p] = Snapshot(p.grad)
+            self._snapshots = {"A": Snapshot(self.adapter.A.grad), "B": Snapshot(self.adapter.B.grad)}
             self.listener(self)
 
     def _after_B(self, B):
@@ -203,7 +203,7 @@ class Capture:
             return  # frozen since the forward pass: autograd leaves .grad alone
         A = self.adapter.A
         self._passes["B"] += 1
-        self._snapshots[B] = Snapshot(B.grad)
+        self._snapshots["B"] = Snapshot(B.grad)
         self._hooked = self._hooked or bool(A._backward_hooks or B._backward_hooks)
         self.checked = self.checked or staged is None or self._hooked or any(map(Taps.are_doubtful, self._taps))
         self._note_weights()
@@ -219,7 +219,7 @@ class Capture:
         if not A.requires_grad or A.grad is None:
             return
         self._passes["A"] += 1
-        self._snapshots[A] = Snapshot(A.grad)
+        self._snapshots["A"] = Snapshot(A.grad)
         if torch._C._current_graph_task_id() in self._staged:  # B, which comes first, was left out
             self.checked = True
 

@@ -25,6 +25,8 @@ class LinearView(NamedTuple):
 
     def pair(self, S, X):
         """S and X as matrices, shapes (N, d_out) and (N, d_in)."""
+        if S.ndim == 2 and X.ndim == 2:
+            return S, X
         return S.reshape(-1, self.shape[0]), X.reshape(-1, self.shape[1])
 
     def product(self, S, X):
@@ -123,7 +125,9 @@ class Gradient:
         if isinstance(view, LinearView) and self.form != "rows":
             S, X = _without_zeros(*view.pair(S, X))
         if self._stays_paired(view.rows(S)):
-            self.pairs.append(tuple(x.clone() if x.data_ptr() in given else x for x in view.pair(S, X)))
+            S, X = view.pair(S, X)
+            kept = S.clone() if S.data_ptr() in given else S, X.clone() if X.data_ptr() in given else X
+            self.pairs.append(kept)
         else:
             self._add_dense(view.product(S, X), _rounding(S, X) if bounded else 0.0)
 

@@ -73,11 +73,10 @@ class Taps:
 
     def register(self):
         """Handles of the hooks."""
-        lora_A, lora_B = self.modules
-        return [
-            lora_A.register_forward_hook(self.keep, prepend=True, with_kwargs=True),
-            lora_B.register_forward_hook(self.tap, prepend=True, with_kwargs=True),
-        ]
+        hooks = zip(self.modules, (self.keep, self.tap), strict=True)
+        handles = [module.register_forward_hook(hook, prepend=True, with_kwargs=True) for module, hook in hooks]
+        self.numbers = tuple(handle.id for handle in handles)
+        return handles
 
     def are_doubtful(self):
         """True if others' hooks may change gradients on their way through the modules."""
@@ -98,12 +97,8 @@ class Taps:
         if self._is_transformed():
             self.place.doubt()
             return
-        lora_A, lora_B = self.modules
-        if not _is_first(lora_A):
-            self.place.doubt()
-        for other in (lora_A, lora_B):
-            if not _is_first(other):
-                _put_first(other, self)
+        if not self._are_first():
+            self._put_first()
         self.pending = _input(args, kwargs), output, output._version
 
     def tap(self, module, args, kwargs, output):
@@ -131,13 +126,26 @@ class Taps:
 
     def _is_transformed(self):
         """True where the call is none that .backward() could add to B.grad by: for torch.func, or a trace."""
-        return (
-            torch._C._are_functorch_transforms_active()
-            or torch._C._get_tracing_state() is not None
-            or any(
-                module._parameters.get("weight") is not p for module, p in zip(self.modules, self.weights, strict=True)
-            )
-        )
+        if torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None:
+            return True
+        (lora_A, lora_B), (A, B) = self.modules, self.weights
+        return lora_A._parameters.get("weight") is not A or lora_B._parameters.get("weight") is not B
+
+    def _are_first(self):
+        """True unless others' hooks see, and may replace, the outputs before ours."""
+        lora_A, lora_B = self.modules
+        first = next(iter(lora_A._forward_hooks)), next(iter(lora_B._forward_hooks))
+        return first == self.numbers and not all_modules._global_forward_hooks
+
+    def _put_first(self):
+        """Let ours be the first hooks, but for those of other optimizers: in time for lora_B, not for lora_A."""
+        for module, number in zip(self.modules, self.numbers, strict=True):
+            first = next(iter(module._forward_hooks.values()))
+            if not isinstance(getattr(first, "__self__", None), Taps):
+                module._forward_hooks.move_to_end(number, last=False)
+                self.place.doubt()
+        if all_modules._global_forward_hooks:
+            self.place.doubt()
 
     def _refuse(self):
         raise RuntimeError(
@@ -216,20 +224,8 @@ def _input(args, kwargs):
     return args[0] if args else kwargs["input"]
 
 
-def _is_first(module):
-    """True unless another's hook has seen, and may have replaced, the output before ours."""
-    first = next(iter(module._forward_hooks.values()))
-    return isinstance(getattr(first, "__self__", None), Taps) and not all_modules._global_forward_hooks
-
-
 def _has_backward_hooks(module):
     return bool(module._backward_hooks or module._backward_pre_hooks)
-
-
-def _put_first(module, taps):
-    for number, hook in list(module._forward_hooks.items()):
-        if getattr(hook, "__self__", None) is taps:
-            module._forward_hooks.move_to_end(number, last=False)
 
 
 def _same(x, y):
