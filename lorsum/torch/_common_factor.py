@@ -33,18 +33,19 @@ class Snapshot:
         if grad.shape != self.values.shape or grad.dtype != self.values.dtype:
             return math.nan
         after, before = (bridge.to_arrays(x).reshape(-1) for x in (grad, self.values))
-        square = float(before @ before)
-        if not 1e-30 < square < 1e30:  # squares leave the range of single precision before the numbers do
-            size = float(abs(before).max())
-            if not bool((after != 0).any()):
-                return None if size == 0 else 0.0
-            if not 0 < size < math.inf:
-                return math.nan
-            after, before = after / size, before / size
+        with np.errstate(all="ignore"):
             square = float(before @ before)
-        c = float(after @ before) / square
-        rest = after - c * before
-        return c if float(rest @ rest) <= (tolerance(grad) * c) ** 2 * square else math.nan
+            if not 1e-30 < square < 1e30:  # squares leave the range of single precision before the numbers do
+                size = float(abs(before).max())
+                if not bool((after != 0).any()):
+                    return None if size == 0 else 0.0
+                if not 0 < size < math.inf:
+                    return math.nan
+                after, before = after / size, before / size
+                square = float(before @ before)
+            c = float(after @ before) / square
+            rest = after - c * before
+            return c if float(rest @ rest) <= (tolerance(grad) * c) ** 2 * square else math.nan
 
 
 def tolerance(grad):
@@ -63,8 +64,7 @@ def common_factor(adapter, snapshots):
     grads = adapter.A.grad, adapter.B.grad
     if snapshots[0].is_untouched(grads[0]) and snapshots[1].is_untouched(grads[1]):
         return 1.0
-    with np.errstate(all="ignore"):
-        factors = [snapshot.factor(grad) for snapshot, grad in zip(snapshots, grads, strict=True)]
+    factors = [snapshot.factor(grad) for snapshot, grad in zip(snapshots, grads, strict=True)]
     known = [c for c in factors if c is not None]
     if not all(map(math.isfinite, known)):
         if not all(bool(torch.isfinite(grad).all()) for grad in grads):
