@@ -65,11 +65,10 @@ class Capture:
     def drop_cleared(self):
         """Forget the gradient where the module's ``zero_grad``, or the user, has cleared .grad."""
         A, B = self.adapter.A, self.adapter.B
-        if "B" in self._snapshots:
-            if B.grad is None:
-                self._forget()
-            elif self._snapshots["B"].is_written_to(B.grad) and not _any_number((A.grad, B.grad)):
-                self._forget()
+        if "B" not in self._snapshots:
+            return
+        if B.grad is None or (self._snapshots["B"].is_written_to(B.grad) and not _any_number((A.grad, B.grad))):
+            self._forget()
 
     def collect(self, view, S, X):
         """Take S and X of one call, on S's way back."""

@@ -1,8 +1,8 @@
 """Taps: hooks on lora_A and lora_B that hand on X and S of each call, in the backward pass.
 
 A node behind lora_B is the identity, saves X for the backward pass as autograd saves its own tensors, so that
-activation checkpointing drops and recomputes it, and meets S there. Other hooks may stand on the same modules: ours come
-first, so that X, lora_A's output and S are those of the matrix products.
+activation checkpointing drops and recomputes it, and meets S there. Others may have hooks on the same modules: ours
+come first, so that X, lora_A's output and S are those of the two products.
 """
 
 import itertools

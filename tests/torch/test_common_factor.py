@@ -9,7 +9,7 @@ from lorsum.torch._common_factor import Snapshot
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("c", [1.0, -1.0, 0.3, -2.0**-10, 17.0])
+@pytest.mark.parametrize("c", [1.0, -1.0, 0.3, -(2.0**-10), 17.0])
 def test_multiples(dtype, c):
     grad = torch.randn(7, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
     assert Snapshot(grad).factor(c * grad) == pytest.approx(c, rel=4 * torch.finfo(dtype).eps)
@@ -23,10 +23,9 @@ def test_numbers_whose_squares_leave_single_precision(size):
 
 def test_no_multiples():
     grad = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
-    snapshot = Snapshot(grad)
-    others = grad.clamp(-0.5, 0.5), grad + 0.01, torch.ones(7, 5), torch.full((7, 5), torch.nan), grad[:3], grad.double()
-    for other in others:
-        assert math.isnan(snapshot.factor(other))
+    clipped, shifted, unlike = grad.clamp(-0.5, 0.5), grad + 0.01, torch.ones(7, 5)
+    for other in (clipped, shifted, unlike, grad * torch.nan, grad[:3], grad.double()):
+        assert math.isnan(Snapshot(grad).factor(other))
     assert math.isnan(Snapshot(torch.zeros(7, 5)).factor(grad))
 
 

@@ -103,7 +103,14 @@ BETWEEN = [
     ascending,
     rescaled_and_inputs_differentiated,
     zeroed_and_not_added_to,
-    nothing, clipped, clipped_by_nothing, another_backward, begun_anew, a_new_learning_rate, other_weights]
+    nothing,
+    clipped,
+    clipped_by_nothing,
+    another_backward,
+    begun_anew,
+    a_new_learning_rate,
+    other_weights,
+]
 
 
 def trained(between, overlap, Optimizer=OPLoRA):

@@ -55,7 +55,8 @@ class Program:
     Parameters
     ----------
     options : dict
-        ``seed``, ``dtype``, ``dropout``, ``zero`` (which factor starts with zeros), ``momentum``, ``gradient``, ``overlap``.
+        ``seed``, ``dtype``, ``dropout``, ``zero`` (which factor starts with zeros), ``momentum``, ``gradient`` and
+        ``overlap``.
     """
 
     def __init__(self, options):
@@ -285,7 +286,8 @@ class Program:
 
     def stepped(self, name):
         """The twin's new matrix, by the rule on NumPy arrays."""
-        A, B = (p.detach().to(torch.float64 if self.dtype == torch.float64 else torch.float32) for p in self.factors(name))
+        single_or_double = torch.promote_types(self.dtype, torch.float32)
+        A, B = (p.detach().to(single_or_double) for p in self.factors(name))
         W, G = LowRank(B.numpy().copy(), A.numpy().T.copy()), self.twin[name].grad.to(A.dtype).numpy().copy()
         if name not in self.states:
             rng = np.random.default_rng([self.optimizer.seed, NAMES.index(name)])
@@ -342,9 +344,7 @@ OTHERS = st.one_of(
     event(
         "hook",
         name=NAME,
-        kind=st.sampled_from(
-            ["forward", "kwargs", "replaced", "backward", "before backward", "tensor", "accumulated"]
-        ),
+        kind=st.sampled_from(["forward", "kwargs", "replaced", "backward", "before backward", "tensor", "accumulated"]),
     ),
 )
 STEP = event("step")
