@@ -45,6 +45,7 @@ class Capture:
         self.adapter, self.form, self.process_group = adapter, form, process_group
         self.gradient, self.checked = Gradient(adapter.shape, form), True
         self.called = False  # with gradients, since they were cleared
+        self.has_captured = False  # anything, ever: zeros in .grad are then a gradient that was cleared
         self.listener: Callable = _nobody  # is told when the gradient has changed
         self._staged: dict = {}  # by backward pass: what has arrived, but is not yet in B.grad
         self._forget()
@@ -93,7 +94,7 @@ class Capture:
         self._staged.clear()  # of backward passes that have left .grad alone
         A, B, name = self.adapter.A, self.adapter.B, self.adapter.name
         if A.grad is not None and B.grad is not None:
-            if not self.gradient and processes(self.process_group) == 1 and _any_number((A.grad, B.grad)):
+            if not (self.gradient or self._is_zeroed() or processes(self.process_group) > 1):
                 raise RuntimeError(
                     f"`{name}` has .grad, but no call of it was captured: its weights were used in another way than "
                     "lora_B(lora_A(x)), the gradient was set by hand, the model was called inside of a torch.func "
@@ -107,6 +108,9 @@ class Capture:
                 f"`{name}` has no gradient: its lora_A and lora_B have not been called with gradients. Freeze it, or "
                 "activate it."
             )
+
+    def _is_zeroed(self):
+        return self.has_captured and not _any_number((self.adapter.A.grad, self.adapter.B.grad))
 
     def common_factor(self):
         """The number c by which A.grad and B.grad were multiplied since the backward pass: unscaling, clipping, ascent.
@@ -208,6 +212,7 @@ class Capture:
         self._note_weights()
         if staged is None:
             return
+        self.has_captured = True
         if self.gradient:
             self.gradient.merge(staged)
         else:

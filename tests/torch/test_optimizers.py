@@ -510,8 +510,8 @@ def test_debug_names_the_layer_that_disagrees():
     for debug in (False, True):
         optimizer.debug = debug
         optimizer.zero_grad()
-        penalty = 10 * model[4].lora_B.weight.square().sum()  # on a factor: its gradient is none of B·A
-        ((model(batch(5)) ** 2).mean() + penalty).backward()
+        loss = (model(batch(5)) ** 2).mean()
+        (loss + 10 * model[4].lora_B.weight.square().sum()).backward()  # a penalty on a factor is no gradient of B·A
         if debug:
             with pytest.raises(RuntimeError, match=r"`4`: lora_B.grad differs"):
                 optimizer.step()

@@ -13,6 +13,7 @@ import math
 import os
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -362,6 +363,7 @@ OPTIONS = st.fixed_dictionaries(
 EVENTS = st.lists(st.one_of(FORWARD, BACKWARD, FORWARD, BACKWARD, OTHERS, STEP, STEP), min_size=8, max_size=40)
 
 
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # where no input requires a gradient
 @settings(max_examples=PROGRAMS, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(OPTIONS, EVENTS)
 def test_every_step_is_by_what_autograd_has_accumulated(options, events):
