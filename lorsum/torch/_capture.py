@@ -92,6 +92,7 @@ class Capture:
     def check_complete(self):
         """An error that says what is missing, where there is no gradient."""
         self._staged.clear()  # of backward passes that have left .grad alone
+        self.drop_cleared()
         A, B, name = self.adapter.A, self.adapter.B, self.adapter.name
         if A.grad is not None and B.grad is not None:
             if not (self.gradient or self._is_zeroed() or processes(self.process_group) > 1):

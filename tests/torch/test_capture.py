@@ -612,6 +612,24 @@ def test_what_is_kept_is_nobody_elses():
     assert torch.equal(G.to_dense(), before)
 
 
+def test_inputs_of_frozen_adapters_may_change_as_without_an_optimizer():
+    """Autograd saves an input only for the gradient of a trained weight; where it does, both say that it was changed."""
+    model = nn.Sequential(nn.Linear(6, 5), LoRALinear((5, 4), rank=2))
+    optimizer = OPLoRA(model, lr=0.1)
+    for frozen in (True, False):
+        model[1].requires_grad_(not frozen)
+        h = model[0](torch.randn(3, 6))
+        outputs = model[1](h)
+        with torch.no_grad():
+            h.add_(1)
+        if frozen:
+            outputs.sum().backward()
+        else:
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                outputs.sum().backward()
+    assert not optimizer.gradients()
+
+
 def test_hooks_end_with_the_optimizer():
     model = network()
     optimizer = OPLoRA(model, lr=0.1)
