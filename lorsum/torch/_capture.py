@@ -229,13 +229,14 @@ class Capture:
             self.checked = True
 
     def _note_weights(self):
-        """Remember the weights of the backward passes, with their values where these will be needed."""
+        """Remember the weights of the backward passes, with their values where .grad is compared with products of G."""
         A, B = self.adapter.A, self.adapter.B
         if self._passes["B"] == 1:
             self._versions = self._current_versions()
         elif self._versions != self._current_versions() or not self._has_weights_kept():
             self._versions = self._weights = None
-        if self.checked and self._versions is not None and self._weights is None:
+        needed = self.checked or processes(self.process_group) > 1
+        if needed and self._versions is not None and self._weights is None:
             self._weights = B.detach().clone(), A.detach().clone()
 
     def _has_weights_kept(self):

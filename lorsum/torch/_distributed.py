@@ -199,7 +199,8 @@ def _projections(capture):
     adapter = capture.adapter
     if not capture.gradient:
         return 0.0, 0.0
-    G, (U, V) = capture.gradient.times(1.0), map(half_to_single, adapter.matrix())
+    W = capture.weights_of_grad()
+    G, (U, V) = capture.gradient.times(1.0), map(half_to_single, adapter.matrix() if W is None else W)
     return float(torch.sum((G.T @ U).T * _as_matrix(adapter.A))), float(torch.sum(G @ V * _as_matrix(adapter.B)))
 
 
