@@ -613,7 +613,7 @@ def test_what_is_kept_is_nobody_elses():
 
 
 def test_inputs_of_frozen_adapters_may_change_as_without_an_optimizer():
-    """Autograd saves an input only for the gradient of a trained weight; where it does, both say that it was changed."""
+    """Autograd saves an input for the gradient of a trained weight only; then both say that it was changed."""
     model = nn.Sequential(nn.Linear(6, 5), LoRALinear((5, 4), rank=2))
     optimizer = OPLoRA(model, lr=0.1)
     for frozen in (True, False):
