@@ -98,7 +98,8 @@ class AdapterOptimizer(torch.optim.Optimizer):
     Notes
     -----
     ``clip_grad_norm_`` and ``GradScaler`` act on ``.grad``, which exists as always: the factor c that they multiply it
-    with is found from the norms of A.grad and B.grad, and G is multiplied by it.
+    with, negative in ascent, is found by comparing A.grad and B.grad with what the backward pass had left there, and G
+    is multiplied by it.
 
     A group of ``param_groups`` has the options of the adapters' rule. Where it also has other parameters, what their
     rule does not share with these is in ``group["others"]``: ``lr`` there is theirs when the group's is ``beside_lr``,
@@ -221,15 +222,21 @@ class AdapterOptimizer(torch.optim.Optimizer):
 
     def gradients(self):
         """The gradients that the next step will take, by adapter: a LowRank (Sᵀ, Xᵀ), or a dense tensor."""
+        self._drop_cleared()
         return {
-            capture.adapter.name: capture.gradient.times(capture.common_factor())
+            capture.adapter.name: capture.multiplied(capture.common_factor())
             for capture in self._captures.values()
             if capture.gradient and capture.has_gradient()
         }
 
     def gradient_nbytes(self):
-        """Bytes that are held for each adapter's gradient beyond ``.grad``."""
+        """Bytes that are held for each adapter's gradient beyond ``.grad``, and a copy of it that changes show in."""
+        self._drop_cleared()
         return {capture.adapter.name: capture.gradient.nbytes for capture in self._captures.values()}
+
+    def _drop_cleared(self):
+        for capture in self._captures.values():
+            capture.drop_cleared()
 
     def zero_grad(self, set_to_none=True):
         """Forget the gradients, the captured ones too."""
@@ -299,11 +306,11 @@ class AdapterOptimizer(torch.optim.Optimizer):
             W, G = bridge.matrix_in(slots), gradients.gradient(capture, rule)
             held, c = self._held(rule, adapter.B, W), gradients.factors[adapter.B]
             checked = self.debug or (capture.checked and gradients.unchecked)
-            if checked and capture.weights_are_those_of_grad():
-                check_against_autograd(adapter, G, capture.gradient.rounding() * c)
+            if checked and (weights := capture.weights_of_grad()) is not None:
+                check_against_autograd(adapter, weights, G, capture.gradient.rounding() * abs(c))
             following = held.state.count + 2
             capture.checked = self.debug or following & (following - 1) == 0  # steps 1, 2, 4, 8, …
-            done = self._ahead.take(rule, capture, c) if self._ahead is not None and capture.gradient else None
+            done = None if self._ahead is None else self._ahead.take(rule, capture, c, W, held)
             W, state = stepped(rule, W, G, held.state) if done is None else done
         return (slots, (W.U, W.V.T), held, state) if rule.lr else ((), (), held, state)
 
@@ -317,7 +324,7 @@ class AdapterOptimizer(torch.optim.Optimizer):
             rule, _ = self._rules_of(number, self.param_groups[number])
             assert self._ahead is not None
             W = bridge.matrix_in(self._slots[adapter.B].current())
-            self._ahead.start(rule, capture, W, self._held(rule, adapter.B, W).state)
+            self._ahead.start(rule, capture, W, self._held(rule, adapter.B, W))
 
     def _step_others(self, number, rule, parameters):
         others = self._other_steps.get(number)

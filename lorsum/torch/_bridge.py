@@ -101,6 +101,10 @@ class Held:
         """True if these are the tensors, so that ``state`` is still a view of them."""
         return tensors is self.tensors and all([tensors.get(name) is x for name, x in self.parts.items()])
 
+    def versions(self):
+        """How often others have written to the tensors."""
+        return tuple([part._version for part in self.parts.values()])
+
     def update(self, state):
         """Take a rule's new state."""
         for held, leaf in zip(self.leaves, leaves_of(state), strict=True):

@@ -2,17 +2,20 @@
 
 from lorsum._arrays import frobenius
 from lorsum.torch import _bridge as bridge
+from lorsum.torch._common_factor import tolerance
 
-__all__ = ["check_against_autograd"]
+__all__ = ["check_against_autograd", "multiple_of_captured"]
 
 
-def check_against_autograd(adapter, G, rounding):
+def check_against_autograd(adapter, W, G, rounding):
     """An error that names the adapter if G is not the gradient whose factors autograd has in ``.grad``.
 
     Parameters
     ----------
     adapter : Adapter
         After a backward pass.
+    W : LowRank
+        Its matrix in the backward pass.
     G : LowRank or array
         The captured gradient, times c.
     rounding : float
@@ -23,13 +26,29 @@ def check_against_autograd(adapter, G, rounding):
     RuntimeError
         If they differ by more than rounding explains.
     """
-    U, V = bridge.to_arrays(adapter.matrix())
-    for letter, p, expected, other in (("A", adapter.A, (G.T @ U).T, U), ("B", adapter.B, G @ V, V)):
-        actual = bridge.to_arrays(p.grad.reshape(expected.shape))
+    for letter, actual, expected, other in _both(adapter, W, G):
         difference, norm = float(frobenius(actual - expected)), float(frobenius(actual))
-        if not difference <= 1e-3 * norm + 100 * float(rounding) * float(frobenius(other)):
+        slack = max(1e-3, tolerance(adapter.A))  # .grad of half precision is rounded each time it is multiplied
+        if not difference <= slack * norm + 100 * float(rounding) * float(frobenius(other)):
             raise RuntimeError(
                 f"`{adapter.name}`: lora_{letter}.grad differs by {difference:.3g}, of {norm:.3g}, from what was "
                 "captured. Its weights take part in the loss in another way than lora_B(lora_A(x)), a call was missed, "
                 ".grad was changed by more than one common factor, or it was not averaged over the processes."
             )
+
+
+def multiple_of_captured(adapter, W, G):
+    """The number c for which ``.grad`` is nearest to c Bᵀ G and c G Aᵀ; 1 where these are zero."""
+    squares = inner = 0.0
+    for _, actual, expected, _ in _both(adapter, W, G):
+        size = float(abs(expected).max()) or 1.0
+        squares += size**2 * float(((expected / size) ** 2).sum())
+        inner += size**2 * float(((actual / size) * (expected / size)).sum())
+    return inner / squares if squares > 0 else 1.0
+
+
+def _both(adapter, W, G):
+    """For A and B: the letter, ``.grad``, the product of G with the other factor that it should be, and that factor."""
+    U, V = bridge.to_arrays(W)
+    for letter, p, expected, other in (("A", adapter.A, (G.T @ U).T, U), ("B", adapter.B, G @ V, V)):
+        yield letter, bridge.to_arrays(p.grad.reshape(expected.shape)), expected, other

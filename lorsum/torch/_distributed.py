@@ -218,7 +218,8 @@ def _projections(capture):
     adapter = capture.adapter
     if not capture.gradient:
         return 0.0, 0.0
-    G, (U, V) = capture.gradient.times(1.0), map(half_to_single, adapter.matrix())
+    W = capture.weights_of_grad()
+    G, (U, V) = capture.gradient.times(1.0), map(half_to_single, adapter.matrix() if W is None else W)
     return float(torch.sum((G.T @ U).T * _as_matrix(adapter.A))), float(torch.sum(G @ V * _as_matrix(adapter.B)))
 
 
@@ -237,7 +238,8 @@ def _common_factor(adapter, with_A, with_B, rounding):
             slack = max(slack, 100 * rounding * float(other.detach().float().norm()) / square**0.5)
     if not factors:
         return 1.0
-    if not (min(factors) > 0 and max(factors) - min(factors) <= slack * min(factors)):
+    least, largest = min(factors), max(factors)
+    if not (least * largest > 0 and largest - least <= slack * min(abs(least), abs(largest))):
         raise RuntimeError(
             f"`{adapter.name}`: its .grad is no multiple of the mean over the processes of what was captured "
             f"({', '.join(f'{c:.4g}' for c in factors)}). Is the model wrapped by DistributedDataParallel, was the "

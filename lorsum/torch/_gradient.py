@@ -25,6 +25,8 @@ class LinearView(NamedTuple):
 
     def pair(self, S, X):
         """S and X as matrices, shapes (N, d_out) and (N, d_in)."""
+        if S.ndim == 2 and X.ndim == 2:
+            return S, X
         return S.reshape(-1, self.shape[0]), X.reshape(-1, self.shape[1])
 
     def product(self, S, X):
@@ -112,16 +114,21 @@ class Gradient:
         storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in held}
         return sum(storages.values())
 
-    def add(self, view, S, X, borrowed="", bounded=True):
-        """Add SᵀX of one call; those of "S" and "X" that are borrowed are copied where they are kept.
+    def add(self, view, S, X, bounded=True):
+        """Add SᵀX of one call.
+
+        S and X are copied where they are kept: either may be a buffer that is written to again before the step, of a
+        pipeline stage, a data loader, compiled code or another's hook, and no tensor tells whose memory it has.
 
         Rounding errors are not added to their bound where it is not asked for: that takes two passes.
         """
+        given = S.data_ptr(), X.data_ptr()
         if isinstance(view, LinearView) and self.form != "rows":
-            S, X = view.pair(S, X)
-            S, X, borrowed = _without_zeros(S, X, borrowed)
+            S, X = _without_zeros(*view.pair(S, X))
         if self._stays_paired(view.rows(S)):
-            self.pairs.append(view.pair(S.clone() if "S" in borrowed else S, X.clone() if "X" in borrowed else X))
+            S, X = view.pair(S, X)
+            kept = S.clone() if S.data_ptr() in given else S, X.clone() if X.data_ptr() in given else X
+            self.pairs.append(kept)
         else:
             self._add_dense(view.product(S, X), _rounding(S, X) if bounded else 0.0)
 
@@ -175,16 +182,16 @@ class Gradient:
         self.dense = G if self.dense is None else self.dense.add_(G)
 
 
-def _without_zeros(S, X, borrowed):
+def _without_zeros(S, X):
     """The rows in which S is not zero, where that saves much; accelerators are not asked, which would have to wait."""
     if len(S) < MANY or not S.is_cpu:
-        return S, X, borrowed
+        return S, X
     sizes = torch.linalg.vector_norm(S, dim=1, dtype=torch.float32 if S.dtype.itemsize < 4 else None)
     (kept,) = torch.nonzero(sizes, as_tuple=True)
     # Squares below the smallest number are zero too: next to a row of this size, such a row is below its rounding error
     if len(kept) > 0.75 * len(S) or not float(sizes.max()) > 1e-12:
-        return S, X, borrowed
-    return S[kept], X[kept], ""
+        return S, X
+    return S[kept], X[kept]
 
 
 def _rounding(S, X):

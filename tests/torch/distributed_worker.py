@@ -128,6 +128,10 @@ def train(case, rank=0, world=1):
                 (loss_of(wrapped, x) / len(chunks)).backward()
         if case.get("clip"):
             nn.utils.clip_grad_norm_(model.parameters(), case["clip"])
+        for p in model.parameters():
+            if p.grad is not None:
+                p.grad.mul_(case.get("multiply", 1.0))
+                p.data.mul_(case.get("decay", 1.0))
         optimizer.step()
     return results(model, optimizer)
 

@@ -186,6 +186,89 @@ def rescaled_between_two_backwards(model, zero_grad):
     three_dimensional(model, zero_grad)
 
 
+def gradients_in(model):
+    return [p for p in model.parameters() if p.grad is not None]
+
+
+def ascended(model, zero_grad):
+    plain(model, zero_grad)
+    for p in gradients_in(model):
+        p.grad.neg_()
+
+
+def ascended_behind_autograd(model, zero_grad):
+    plain(model, zero_grad)
+    for p in gradients_in(model):
+        p.grad.data.neg_()
+
+
+def ascended_between_two_backwards(model, zero_grad):
+    plain(model, zero_grad)
+    for p in gradients_in(model):
+        p.grad = -0.5 * p.grad
+    three_dimensional(model, zero_grad)
+
+
+def of_one_sign_a_layer(model, zero_grad):
+    plain(model, zero_grad)
+    for p in gradients_in(model[0]):
+        p.grad.neg_()
+
+
+def rescaled_and_the_gradient_of_something_else(model, zero_grad):
+    plain(model, zero_grad)
+    for p in gradients_in(model):
+        p.grad.mul_(-0.25)
+    gradients_of_something_else(model, zero_grad)
+
+
+def received_in_one_buffer(model, zero_grad):
+    """The gradients of the outputs, as the stage of a pipeline receives them."""
+    buffer = torch.empty(3, 2, 12)
+    for x, received in zip(inputs(3, 2, 12), inputs(6, 2, 12)[3:], strict=True):
+        buffer[1] = received
+        model(x).backward(gradient=buffer[1])
+    buffer.zero_()
+
+
+def inputs_that_are_views_of_one_buffer(model, zero_grad):
+    buffer = torch.empty(12, 4).requires_grad_()
+    for x in inputs(2, 12, 4):
+        buffer.data.copy_(x)
+        loss_of(model(buffer.T)).backward()
+    buffer.data.zero_()
+
+
+def a_batch_that_is_not_a_number(model, zero_grad):
+    (loss_of(model(inputs(2, 12))) * torch.nan).backward()
+    model.zero_grad(set_to_none=False)
+    three_dimensional(model, zero_grad)
+
+
+def a_batch_that_is_not_a_number_zeroed_behind_autograd(model, zero_grad):
+    (loss_of(model(inputs(2, 12))) * torch.nan).backward()
+    for p in gradients_in(model):
+        p.grad.data.zero_()
+    plain(model, zero_grad)
+
+
+def frozen_between_forward_and_backward(model, zero_grad):
+    plain(model, zero_grad)
+    loss = loss_of(model(inputs(3, 12)))
+    trained = [p for p in model[0].parameters() if p.requires_grad]
+    for p in trained:
+        p.requires_grad_(False)
+    loss.backward()
+    for p in trained:
+        p.requires_grad_(True)
+
+
+def by_the_names_of_the_weights(model, zero_grad):
+    plain(model, zero_grad)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    torch.autograd.backward(loss_of(model(inputs(3, 12))), inputs=trained)
+
+
 def called_twice(model, zero_grad):
     loss_of(model(model(inputs(3, 12)))).backward()
 
@@ -249,6 +332,17 @@ SETUPS = {
         called_twice,
         clipped,
         unscaled,
+        ascended,
+        ascended_behind_autograd,
+        ascended_between_two_backwards,
+        of_one_sign_a_layer,
+        rescaled_and_the_gradient_of_something_else,
+        received_in_one_buffer,
+        inputs_that_are_views_of_one_buffer,
+        a_batch_that_is_not_a_number,
+        a_batch_that_is_not_a_number_zeroed_behind_autograd,
+        frozen_between_forward_and_backward,
+        by_the_names_of_the_weights,
     )
 }
 for use_reentrant in (False, True):
@@ -289,6 +383,105 @@ def test_four_micro_batches_give_the_weights_of_one_batch(form):
 
     for one, four in zip(trained(1), trained(4), strict=True):
         assert relative(four, one) <= 1e-5
+
+
+# --- what has no one gradient with respect to B·A, and is refused ---
+
+
+def one_factor_only(model):
+    """The second time, weights of lora_B alone."""
+    plain(model, None)
+    second = [layer.lora_B.weight for layer in (model[0], model[2])]
+    torch.autograd.backward(loss_of(model(inputs(3, 12))), inputs=second)
+
+
+def one_factor_cleared(model):
+    plain(model, None)
+    model[0].lora_A.weight.grad = None
+    plain(model, None)
+
+
+def a_gradient_before(model):
+    model[0].lora_A.weight.grad = torch.ones(3, 12)
+    plain(model, None)
+
+
+def set_by_hand(model):
+    plain(model, None)
+    model[0].lora_B.weight.grad = torch.ones(10, 3)
+
+
+def a_penalty_of_its_own(model):
+    plain(model, None)
+    model[0].lora_B.weight.square().sum().backward()
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["step 1", "step 3"])
+@pytest.mark.parametrize(
+    "run", [one_factor_only, one_factor_cleared, a_gradient_before, set_by_hand, a_penalty_of_its_own]
+)
+def test_what_has_no_common_gradient_is_refused_by_name_at_every_step(run, late):
+    model = network()
+    optimizer = OPLoRA(model, lr=0.1)
+    for _ in range(2 * late):
+        optimizer.zero_grad()
+        plain(model, None)
+        optimizer.step()
+    optimizer.zero_grad()
+    run(model)
+    with pytest.raises(RuntimeError, match="`0`"):
+        optimizer.step()
+    optimizer.zero_grad()  # and with that it is good again
+    plain(model, None)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("zero", ["lora_A", "lora_B"])
+@pytest.mark.parametrize("clear", ["zeroed", "None", "data"])
+def test_adapters_of_which_one_factor_is_zero(zero, clear):
+    """Of A = 0, B.grad is exactly 0, so that it does not change when it is cleared."""
+    model = network()
+    nn.init.zeros_(getattr(model[0], zero).weight)
+
+    def run(model, zero_grad):
+        plain(model, zero_grad)
+        for p in gradients_in(model):
+            if clear == "None":
+                p.grad = None
+            else:
+                (p.grad.data if clear == "data" else p.grad).zero_()
+        three_dimensional(model, zero_grad)
+
+    assert_captured(model, OPLoRA(model, lr=0.1), run)
+
+
+def test_zeroed_gradients_that_no_call_has_added_to_are_zero():
+    """As for torch.optim: .grad is there, and zero."""
+    model = network()
+    optimizer = OPLoRA(model, lr=0.1, debug=True)
+    plain(model, None)
+    optimizer.zero_grad(set_to_none=False)
+    loss_of(model[2](inputs(4, 10))).backward()
+    before = model[0].weight.detach().clone(), model[2].weight.detach().clone()
+    optimizer.step()
+    torch.testing.assert_close(model[0].weight, before[0])
+    assert not torch.allclose(model[2].weight, before[1])
+
+
+def test_weights_changed_behind_autograd_between_backward_and_step():
+    """They are no reason to disagree with autograd, which had others; the step starts from the new ones."""
+    model = network()
+    optimizer = OPLoRA(model, lr=1e-3, debug=True)
+    for _ in range(3):
+        optimizer.zero_grad()
+        plain(model, None)
+        for p in gradients_in(model):
+            p.data.mul_(0.5)
+        loss_of(model(inputs(3, 12))).backward()
+        halved = optimizer.adapters[0].matrix().to_dense().clone()
+        optimizer.step()
+        moved = optimizer.adapters[0].matrix().to_dense() - halved
+        assert 0 < float(moved.norm()) < 0.5 * float(halved.norm())
 
 
 # --- convolutions ---
@@ -406,6 +599,35 @@ def test_checkpointing_keeps_no_input_between_forward_and_backward():
     assert stored.pop().expired()
     outputs.sum().backward()
     assert optimizer.gradients()
+
+
+def test_what_is_kept_is_nobody_elses():
+    layer = LoRALinear((30, 20), rank=2)
+    optimizer = OPLoRA(layer, lr=0.1, gradient="pairs")
+    x, received = inputs(4, 30) * 1.0, inputs(4, 20)
+    layer(x).backward(gradient=received)
+    (G,) = optimizer.gradients().values()
+    before = G.to_dense().clone()
+    x.zero_(), received.zero_()
+    assert torch.equal(G.to_dense(), before)
+
+
+def test_inputs_of_frozen_adapters_may_change_as_without_an_optimizer():
+    """Autograd saves an input for the gradient of a trained weight only; then both say that it was changed."""
+    model = nn.Sequential(nn.Linear(6, 5), LoRALinear((5, 4), rank=2))
+    optimizer = OPLoRA(model, lr=0.1)
+    for frozen in (True, False):
+        model[1].requires_grad_(not frozen)
+        h = model[0](torch.randn(3, 6))
+        outputs = model[1](h)
+        with torch.no_grad():
+            h.add_(1)
+        if frozen:
+            outputs.sum().backward()
+        else:
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                outputs.sum().backward()
+    assert not optimizer.gradients()
 
 
 def test_hooks_end_with_the_optimizer():

@@ -24,6 +24,8 @@ CASES = {
     "OPLoRA": {"optimizer": "OPLoRA", "options": {**momentum, "iters": 2}},
     "OPLoRA without momentum": {"optimizer": "OPLoRA"},
     "clipped": {"optimizer": "OPLoRA", "options": momentum, "clip": 0.05},
+    "ascending": {"optimizer": "OPLoRA", "options": momentum, "multiply": -0.5},
+    "decayed": {"optimizer": "OPLoRA", "options": momentum, "decay": 0.9},
     "accumulated": {"optimizer": "OPLoRA", "options": momentum, "micro": 2},
     "accumulated without sync": {"optimizer": "OPLoRA", "options": momentum, "micro": 2, "no_sync": True},
     "pairs": {"optimizer": "OPLoRA", "options": {**momentum, "gradient": "pairs"}},

@@ -592,8 +592,8 @@ def test_debug_names_the_layer_that_disagrees():
     for debug in (False, True):
         optimizer.debug = debug
         optimizer.zero_grad()
-        backward(model, 5)
-        (10 * model[4].lora_B.weight.square().sum()).backward()  # a penalty on a factor is no gradient of B·A
+        loss = (model(batch(5)) ** 2).mean()
+        (loss + 10 * model[4].lora_B.weight.square().sum()).backward()  # a penalty on a factor is no gradient of B·A
         if debug:
             with pytest.raises(RuntimeError, match=r"`4`: lora_B.grad differs"):
                 optimizer.step()

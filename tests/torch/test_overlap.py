@@ -52,7 +52,65 @@ def other_weights(model, optimizer):
         model[0].lora_A.weight.mul_(1.1)
 
 
-BETWEEN = [nothing, clipped, clipped_by_nothing, another_backward, begun_anew, a_new_learning_rate, other_weights]
+def decayed(model, optimizer):
+    """Through .data, which the version counter does not tell."""
+    for layer in model[::2]:
+        layer.lora_A.weight.data.mul_(0.9)
+
+
+def swapped(model, optimizer):
+    """Other memory, as where averaged weights are put in."""
+    for layer in model[::2]:
+        layer.lora_B.weight.data = 0.5 * layer.lora_B.weight.data
+
+
+def swapped_and_back(model, optimizer):
+    for p in model.parameters():
+        kept = p.data
+        p.data = torch.zeros_like(kept)
+        p.data = kept
+
+
+def another_momentum(model, optimizer):
+    for state in optimizer.state.values():
+        for name, x in state.items():
+            if name != "step":
+                x.mul_(0.5)
+
+
+def ascending(model, optimizer):
+    for p in model.parameters():
+        if p.grad is not None:
+            p.grad.neg_()
+
+
+def rescaled_and_inputs_differentiated(model, optimizer):
+    """The captured gradients are scaled in a backward pass that adds nothing to them."""
+    ascending(model, optimizer)
+    x = torch.randn(2, 12, requires_grad=True)
+    torch.autograd.grad(model(x).sum(), x)
+
+
+def zeroed_and_not_added_to(model, optimizer):
+    model.zero_grad(set_to_none=False)
+
+
+BETWEEN = [
+    decayed,
+    swapped,
+    swapped_and_back,
+    another_momentum,
+    ascending,
+    rescaled_and_inputs_differentiated,
+    zeroed_and_not_added_to,
+    nothing,
+    clipped,
+    clipped_by_nothing,
+    another_backward,
+    begun_anew,
+    a_new_learning_rate,
+    other_weights,
+]
 
 
 def trained(between, overlap, Optimizer=OPLoRA):
@@ -91,7 +149,8 @@ def test_steps_are_computed_in_the_backward_pass_and_taken_where_they_are_good(b
     before = len(threads)
     optimizer.step()
     in_step = [name for name in threads if not name.startswith("lorsum")]
-    expected = {clipped: 3, a_new_learning_rate: 3, other_weights: 1}.get(between, 0)
+    of_all = {clipped, a_new_learning_rate, decayed, swapped, another_momentum, ascending, zeroed_and_not_added_to}
+    expected = 3 if between in of_all else 1 if between is other_weights else 0
     assert len(in_step) == expected
     assert before <= len(threads)
     assert any(name.startswith("lorsum") for name in threads)
