@@ -15,6 +15,7 @@ from strategies import exact_lowrank, generators, normal_lowrank, orthonormal, p
 
 import lorsum._iterative
 from lorsum import LowRank, LowRankSum, TruncatedSVD, truncated_svd
+from lorsum._iterative import _norm_from_below
 
 CONVERGING = ["arpack", "propack", "lobpcg", "subspace"]
 ITERATIVE = [*CONVERGING, "randomized"]
@@ -523,3 +524,31 @@ def test_options_that_a_method_has_no_use_for_are_refused(option, methods):
             np.testing.assert_allclose(
                 truncated_svd(A, 2, method=method, rng=0, **more).s, truncated_svd(A, 2).s, rtol=1e-2
             )
+
+
+@pytest.mark.parametrize("width", [0.0, 1e-6, 1e-3, 0.1, 0.9])
+def test_what_is_left_over_is_estimated_from_below(width):
+    """The check of the Krylov methods: near enough to the norm to see a missed value, never above it."""
+    s = np.linspace(1, 1 - width, 200)
+    rng = np.random.default_rng(0)
+    A = LowRankSum([with_spectrum(rng, 300, 250, s).to_dense()])
+    for missing in (0.0, 1e-2):  # a value that stands out by so much
+        B = A + missing * truncated_svd(A, 1).to_lowrank()
+        norm = float(truncated_svd(B, 1).s[0])
+        estimate = float(_norm_from_below(B, rng))
+        assert estimate <= (1 + 1e-14) * norm
+        assert estimate >= (1 - 2e-3) * norm
+
+
+@pytest.mark.parametrize("method", ["arpack", "propack", "lobpcg"])
+@pytest.mark.parametrize("rank", [3, 7])
+def test_pairs_of_a_dense_spectrum_are_not_missed_silently(method, rank):
+    pairs = np.repeat(np.linspace(40, 1, 40), 2)
+    s = np.interp(np.linspace(0, 1, 400), np.linspace(0, 1, 80), pairs)
+    A = with_spectrum(np.random.default_rng(0), 600, 500, s).to_dense()
+    try:
+        found = truncated_svd(A, rank, method=method, rng=1).s
+    except scipy.linalg.LinAlgError as error:
+        assert f"`method` '{method}' has not converged" in str(error)
+    else:
+        np.testing.assert_allclose(found, s[:rank], rtol=1e-3)

@@ -141,14 +141,22 @@ def test_tensors_without_values_have_shapes(kind, function):
     assert result.device.type == ("meta" if kind == "meta" else "cpu")
 
 
-@pytest.mark.parametrize(
-    "backend", ["eager", *(pytest.param(name, marks=pytest.mark.slow) for name in ("aot_eager", "inductor"))]
-)
-@every_function
-def test_whole_graphs(function, backend):
+def check_whole_graph(function, backend):
     factors = tensors()
     compiled = torch.compile(function, fullgraph=True, backend=backend)
     torch.testing.assert_close(compiled(*factors), function(*factors), rtol=1e-9, atol=1e-9)
+
+
+@every_function
+def test_whole_graphs(function):
+    check_whole_graph(function, "eager")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # the compiler's own are not ours to mend
+@pytest.mark.parametrize("name", ["lorsum reg", "gap, excess", "svd, vectors"])
+def test_whole_graphs_as_machine_code(name):
+    check_whole_graph(FUNCTIONS[name], "inductor")
 
 
 @pytest.mark.parametrize("function", (WITH_OPERATORS | WITH_RANDOM_COLUMNS).values(),
