@@ -82,12 +82,13 @@ class Averaged:
         heard = torch.stack(everyone).cpu()
         if len(set(heard[heard[..., 0] > 0][:, 2].tolist())) > 1:
             raise RuntimeError("`rng` is not the same in all processes; pass one integer.")
+        for i, capture in enumerate(captures):
+            _require_everywhere(capture.adapter, heard[:, i, 0].tolist())
         self.rows, self.factors = {}, {}
         for i, capture in enumerate(captures):
-            if not heard[:, i, 0].any():  # by nobody, as all processes see
+            if not heard[0, i, 0]:  # nor in any other process
                 capture.has_gradient(missing)
                 continue
-            _require_everywhere(capture.adapter, heard[:, i, 0].tolist())
             self.rows[capture.adapter.B] = heard[:, i, 1].int().tolist()
             self.factors[capture.adapter.B] = _common_factor(capture.adapter, *heard[:, i, 3:].mean(dim=0).tolist())
 
@@ -205,7 +206,8 @@ def _rows(gradient):
 
 
 def _require_everywhere(adapter, there):
-    if not all(there):
+    """An error, in all processes alike, unless ``.grad`` is there in each or in none."""
+    if len(set(there)) > 1:
         raise RuntimeError(
             f"`{adapter.name}` has .grad in the processes {[rank for rank, it in enumerate(there) if it]} but not in "
             f"{[rank for rank, it in enumerate(there) if not it]}: it is not averaged. Wrap the model by "

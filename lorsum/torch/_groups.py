@@ -146,12 +146,12 @@ def options_of_group(given, defaults, others, classes, found, rest):
     else:
         cycled = {name: defaults[name] for name in ("momentum", "betas") if name in defaults}
         options = cycled | common(cls, defaults) | own | {"rule": cls.__name__} | given
+    trained_by = rule_of(classes, numbers_of(options))
     if found and rest:
         own = {name: value for name, value in own.items() if name not in given}
         beside = {"beside_lr": float(options["lr"])} if "lr" in own else {}
         options["others"] = {"rule": cls.__name__, **own, **beside}
-    numbers = numbers_of(options)
-    trained_by = others_of(classes, numbers) if "others" in options else rule_of(classes, numbers)
+        trained_by = others_of(classes, numbers_of(options))
     if isinstance(trained_by, optim.AdamW):
         for p, name in rest.items():
             if p.is_complex():
@@ -174,7 +174,7 @@ def _refuse_options_of_torch(name, options):
     """An error for options that torch.optim has and people pass by habit."""
     for option in OF_TORCH & options.keys():
         raise TypeError(
-            f"`{option}` is an option of torch.optim and got to {name} as an unexpected keyword argument: leave it out."
+            f"`{option}` is an option of torch.optim, which {name} does not take as a keyword argument: leave it out."
         )
 
 

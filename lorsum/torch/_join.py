@@ -37,7 +37,12 @@ def _with_adapters(join_hook):
     def extended(ddp, **options):
         hook, parameters = join_hook(ddp, **options), set(ddp.parameters())
         alive = [optimizer for reference in _optimizers if (optimizer := reference()) is not None]
-        inside = [o for o in alive if processes(o.process_group) > 1 and any(a.B in parameters for a in o.adapters)]
+        inside = {
+            optimizer: [capture for B, capture in optimizer._captures.items() if B in parameters]
+            for optimizer in alive
+            if processes(optimizer.process_group) > 1
+        }
+        inside = {optimizer: captures for optimizer, captures in inside.items() if captures}
         return _Shadow(hook, ddp, inside) if inside else hook
 
     return extended
@@ -46,25 +51,25 @@ def _with_adapters(join_hook):
 class _Shadow(dist.algorithms.join.JoinHook):
     """What a process without batches does in place of a forward and a backward pass, and all do in the end."""
 
-    def __init__(self, hook, ddp, optimizers):
-        self.hook, self.ddp, self.optimizers = hook, ddp, optimizers
+    def __init__(self, hook, ddp, captures):
+        self.hook, self.ddp, self.captures = hook, ddp, captures  # by optimizer
         self.backward_pass = None  # its number
-        for optimizer in optimizers:
+        for optimizer in captures:
             optimizer.averages_in_backward = True
         self.handle = ddp.register_forward_hook(self._after_forward)
 
     def main_hook(self):
         self.hook.main_hook()
         if self.ddp.require_forward_param_sync:  # the others' backward pass is averaged
-            for optimizer in self.optimizers:
-                for capture in optimizer._captures.values():
+            for captures in self.captures.values():
+                for capture in captures:
                     capture.clear()
             self._average()
 
     def post_hook(self, is_last_joiner):
         self.hook.post_hook(is_last_joiner)
         self.handle.remove()
-        for optimizer in self.optimizers:
+        for optimizer in self.captures:
             optimizer.averages_in_backward = False
             _take_state_of_last(optimizer, is_last_joiner)
 
@@ -81,8 +86,8 @@ class _Shadow(dist.algorithms.join.JoinHook):
 
     @torch.no_grad()
     def _average(self):
-        for optimizer in self.optimizers:
-            for capture in optimizer._captures.values():
+        for optimizer, captures in self.captures.items():
+            for capture in captures:
                 if capture.adapter.trained:
                     capture.gradient = _mean(capture, optimizer.process_group)
 
@@ -90,7 +95,7 @@ class _Shadow(dist.algorithms.join.JoinHook):
 def _mean(capture, group):
     """The mean over the processes of all that an adapter's gradient is by now."""
     adapter, local, count = capture.adapter, capture.gradient, processes(group)
-    mean = Gradient(adapter.shape, capture.form)
+    mean = Gradient(adapter.shape, "rows" if capture.form == "rows" else "dense")
     mean.is_mean = True
     G = local.times(1.0) if local else zero_gradient(adapter, rows=0)
     if capture.form == "rows":

@@ -56,7 +56,8 @@ def train_experts(case, rank=0, world=1):
     """Weights after eight steps in which adapters have no gradient, in one of the processes or in both."""
     model = experts()
     optimizer = lorsum.torch.OPLoRA(model, lr=0.05, momentum=0.9, debug=True, **case.get("options", {}))
-    wrapped = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True) if world > 1 else model
+    averaged = world > 1 and case.get("ddp", True)
+    wrapped = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True) if averaged else model
     for step in range(8):
         optimizer.zero_grad()
         for number, x in enumerate(batch(step).chunk(2)):
@@ -79,10 +80,13 @@ def train_on_uneven_inputs(case, rank=0, world=1):
         for step in range(steps - (world > 1 and rank == 0)):
             for i in range(micro):
                 synced = world == 1 or i == micro - 1 or not case.get("no_sync")
+                share = 1 / 2 if world == 1 else 1
+                if world == 1 and step == steps - 1 and not case.get("no_sync"):
+                    share *= 0.5 ** (micro - 1 - i)  # DDP adds zeros to all of .grad, the earlier passes' share too
                 for number, x in enumerate(batch(step * micro + i).chunk(2)):
                     if number == rank if world > 1 else not (step == steps - 1 and number == 0):
                         with contextlib.nullcontext() if synced else wrapped.no_sync():
-                            (loss_in_one_pass(wrapped, x) * world / 2).backward()
+                            (share * loss_in_one_pass(wrapped, x)).backward()
             optimizer.step()
             optimizer.zero_grad()
     with_all = batch(100)

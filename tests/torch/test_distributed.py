@@ -49,6 +49,12 @@ CASES = {
         "micro": 2,
         "no_sync": True,
     },
+    "uneven OPLoRA, averaged twice a step": {
+        "task": "uneven",
+        "optimizer": "OPLoRA",
+        "options": {**momentum, "gradient": "pairs", "debug": True},
+        "micro": 2,
+    },
     "uneven ProjectedOPLoRA": {"task": "uneven", "optimizer": "ProjectedOPLoRA", "options": momentum},
     "uneven PreconditionedSGD": {"task": "uneven", "optimizer": "PreconditionedSGD", "options": momentum},
     "uneven PreconditionedAdamW": {"task": "uneven", "optimizer": "PreconditionedAdamW"},
@@ -63,6 +69,7 @@ CASES = {
 }
 FAULTS = {
     "an expert without a gradient": {"task": "experts", "options": {"missing": "error"}},
+    "experts, not wrapped": {"task": "experts", "ddp": False},
     "uneven K-FAC, accumulated": {**CASES["uneven KFAC"], "micro": 2},
     "not wrapped": {"optimizer": "OPLoRA", "ddp": False, "options": {"debug": True}},
     "other random numbers": {"optimizer": "OPLoRA", "options": {"rng": "rank"}},
@@ -139,6 +146,12 @@ def test_gradients_that_are_not_averaged_are_named(results):
 def test_an_expert_without_a_gradient_is_named_in_all_processes(results):
     for result in results:
         assert "`experts.1` has no gradient" in result["an expert without a gradient"]
+
+
+def test_a_gradient_in_one_process_alone_is_named_in_all(results):
+    for result in results:
+        message = "`experts.1` has .grad in the processes [0] but not in [1]: it is not averaged"
+        assert result["experts, not wrapped"].startswith(message)
 
 
 def test_kfac_within_join_is_refused_where_its_rows_would_be_counted_twice(results):
