@@ -62,7 +62,7 @@ def test_the_network_is_pytorchs(init):
 
 @pytest.mark.parametrize("init", ["normal", None])
 def test_as_much_is_trained(init):
-    params, _ = lorsum.jax.partition(lenet5_jax.network(0, init=init))
+    params, _ = lorsum.jax.partition(lenet5_jax.network(0, init=init), others=True)
     count = sum(p.numel() for p in lenet5.network(0, init=init).parameters() if p.requires_grad)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
 

@@ -90,7 +90,8 @@ def selection(eqn, names):
     stack, left = len(shape) - 2, len(result) - 2
     if stack < 0 or left < 0 or result[-2:] != shape[-2:]:
         return None
-    indices = tuple(names[v] for v in eqn.invars[1:])
+    indices: tuple = tuple(names[v] for v in eqn.invars[1:])
+    what: tuple
     match eqn.primitive.name:
         case "slice":
             what = p["start_indices"][:stack], p["limit_indices"][:stack], (p["strides"] or ())[:stack]

@@ -222,7 +222,7 @@ class _Parts:
 
     def stacks(self, plan):
         """A slot for each stack that adapters are selected out of."""
-        stacks = {}
+        stacks: dict = {}
         for x in plan.products:
             if x.selected:
                 W, dtype = self.adapters[x.adapter], sum_dtype(x)
