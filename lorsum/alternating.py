@@ -340,7 +340,10 @@ def _errors_explained(target, init, solver):
     try:
         yield
     except Exception as error:
-        if getattr(error, "__notes__", ()):  # the callback's own
+        notes = getattr(error, "__notes__", ())
+        if any("by the operator" in note for note in notes):
+            check_adjoints("target", filter(is_operator, target.terms))
+        if notes:  # the callback's own, or the operator's
             raise
         require_finite(target=target, init=as_sum(init))
         singular = type(error).__name__.endswith("LinAlgError")  # torch has one of its own
@@ -364,8 +367,6 @@ def _checked(target, init, reg):
     else:
         check_init(init, sum_)
     require_finite_coefficients(target=sum_)
-    if not sum_.is_factored:
-        check_adjoints("target", filter(is_operator, sum_.terms))
     return sum_, init, _checked_reg(reg)
 
 

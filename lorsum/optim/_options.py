@@ -17,6 +17,7 @@ __all__ = [
     "check_nonnegative",
     "check_positive",
     "decayed",
+    "decayed_factors",
     "descending",
     "is_used",
     "lr_at",
@@ -35,6 +36,13 @@ def lr_at(lr, count):
 def decayed(W, lr, weight_decay):
     """The first term of a target, (1 − η · weight_decay) W: decoupled weight decay, of the product."""
     return (1 - lr * weight_decay) * W if is_used(weight_decay) else W
+
+
+def decayed_factors(U, V, lr, weight_decay):
+    """The factors of (1 − η · weight_decay) U Vᵀ, which both take their part of the decay."""
+    kept = 1 - lr * weight_decay
+    root = abs(kept) ** 0.5
+    return (2 * (kept >= 0) - 1) * root * U, root * V
 
 
 def descending(G, maximize):

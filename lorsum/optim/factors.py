@@ -81,7 +81,7 @@ class SGD:
         lr = lr_at(self.lr, state.count)
         arrays, buffers = leaves(W), self.gradients(W, descending(G, self.maximize), lr)
         if is_used(self.weight_decay):
-            buffers = [g + self.weight_decay * p for g, p in zip(buffers, arrays, strict=True)]
+            arrays, buffers = self.decayed(W, arrays, buffers, lr)
         if state.buffers:
             buffers = [g + self.momentum * b for g, b in zip(buffers, state.buffers, strict=True)]
         W = rebuilt(W, [p - lr * b for p, b in zip(arrays, buffers, strict=True)])
@@ -90,6 +90,10 @@ class SGD:
     def gradients(self, W, G, lr):
         """The directions to descend in, one for each array that is trained."""
         return leaf_gradients(W, G)
+
+    def decayed(self, W, arrays, gradients, lr):
+        """The arrays and their gradients, with the decay in the gradients."""
+        return arrays, [g + self.weight_decay * p for g, p in zip(gradients, arrays, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,19 +143,25 @@ class AdamW:
         """``(W, state)`` after a step along G, the gradient with respect to the matrix W."""
         lr, t = lr_at(self.lr, state.count), state.count + 1
         beta1, beta2 = self.betas
-        gradients = self.gradients(W, descending(G, self.maximize), lr)
+        arrays, gradients = leaves(W), self.gradients(W, descending(G, self.maximize), lr)
+        if is_used(self.weight_decay):
+            arrays = self.decayed(W, arrays, lr)
         first = tuple(beta1 * m + (1 - beta1) * g for m, g in zip(state.first, gradients, strict=True))
         second = tuple(beta2 * v + (1 - beta2) * g**2 for v, g in zip(state.second, gradients, strict=True))
 
         def moved(p, m, v):
             root = namespace_of(v).sqrt(v / (1 - beta2**t)) + self.eps
-            return (1 - lr * self.weight_decay) * p - lr * (m / (1 - beta1**t)) / root
+            return p - lr * (m / (1 - beta1**t)) / root
 
-        return rebuilt(W, list(map(moved, leaves(W), first, second))), AdamWState(t, first, second)
+        return rebuilt(W, list(map(moved, arrays, first, second))), AdamWState(t, first, second)
 
     def gradients(self, W, G, lr):
         """The directions to descend in, one for each array that is trained."""
         return leaf_gradients(W, G)
+
+    def decayed(self, W, arrays, lr):
+        """The arrays after decay, each by itself."""
+        return [(1 - lr * self.weight_decay) * p for p in arrays]
 
 
 def leaves(W):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from lorsum.alternating import least_squares_factor
 from lorsum.lowrank import LowRank
-from lorsum.optim._options import check_nonnegative
+from lorsum.optim._options import check_nonnegative, decayed_factors
 from lorsum.optim.factors import SGD, AdamW, checked_gradient, leaf_gradients, leaves
 
 __all__ = ["PreconditionedAdamW", "PreconditionedSGD"]
@@ -27,8 +27,11 @@ class PreconditionedSGD(SGD):
 
     Parameters
     ----------
-    lr, momentum, weight_decay, maximize
-        As for :class:`SGD`: the decay is added to the preconditioned gradients.
+    lr, momentum, maximize
+        As for :class:`SGD`.
+    weight_decay : float
+        Decoupled, of the product: U Vᵀ ← (1 − η · weight_decay) U Vᵀ as part of the step. Of a dense parameter as for
+        :class:`SGD`.
     reg : float
         λ, before it is multiplied by the learning rate.
 
@@ -58,6 +61,12 @@ class PreconditionedSGD(SGD):
         """The preconditioned gradients of the factors."""
         return preconditioned_gradients(W, G, lr * self.reg)
 
+    def decayed(self, W, arrays, gradients, lr):
+        """The factors of the product after decay; a dense parameter as for SGD."""
+        if not isinstance(W, LowRank):
+            return super().decayed(W, arrays, gradients, lr)
+        return decayed_factors(*arrays, lr, self.weight_decay), gradients
+
 
 @dataclass(frozen=True, kw_only=True)
 class PreconditionedAdamW(AdamW):
@@ -65,8 +74,11 @@ class PreconditionedAdamW(AdamW):
 
     Parameters
     ----------
-    lr, betas, eps, weight_decay, maximize
+    lr, betas, eps, maximize
         As for :class:`AdamW`.
+    weight_decay : float
+        Decoupled, of the product: U Vᵀ ← (1 − η · weight_decay) U Vᵀ as part of the step. Of a dense parameter as for
+        :class:`AdamW`.
     reg : float
         λ, before it is multiplied by the learning rate.
 
@@ -88,3 +100,9 @@ class PreconditionedAdamW(AdamW):
     def gradients(self, W, G, lr):
         """The preconditioned gradients of the factors."""
         return preconditioned_gradients(W, G, lr * self.reg)
+
+    def decayed(self, W, arrays, lr):
+        """The factors of the product after decay; a dense parameter as for AdamW."""
+        if not isinstance(W, LowRank):
+            return super().decayed(W, arrays, lr)
+        return decayed_factors(*arrays, lr, self.weight_decay)

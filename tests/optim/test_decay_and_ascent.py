@@ -40,7 +40,11 @@ RULES = {
 }
 every_rule = pytest.mark.parametrize("name", RULES)
 FORMS = ["pairs", "dense", "sum"]  # of which K-FAC takes pairs alone
-OF_THE_PRODUCT = [name for name, rule in RULES.items() if isinstance(rule, (OPLoRA, SVDLoRA))]
+ON_PRECONDITIONED_FACTORS = ["PreconditionedSGD", "PreconditionedAdamW"]
+OF_THE_PRODUCT = [
+    *ON_PRECONDITIONED_FACTORS,
+    *(name for name, rule in RULES.items() if isinstance(rule, (OPLoRA, SVDLoRA))),
+]
 
 
 def adapter():
@@ -114,21 +118,37 @@ def test_oploras_step_is_that_of_the_textbook(reg):
     assert distance(rule.step(W1, Gs[1], state)[0], U @ V.T) < 1e-11
 
 
-@pytest.mark.parametrize("name", ["SGD", "PreconditionedSGD"])
-def test_on_the_factors_the_decay_is_added_to_their_gradients(name):
+def test_sgds_decay_of_the_factors_is_added_to_their_gradients():
     W, (G,) = adapter(), gradients(1)
-    rule = dataclasses.replace(RULES[name], momentum=0.0)
-    plain, decayed = run(rule, [G]), run(dataclasses.replace(rule, weight_decay=DECAY), [G])
+    plain, decayed = run(SGD(lr=LR), [G]), run(SGD(lr=LR, weight_decay=DECAY), [G])
     np.testing.assert_allclose(decayed.U, plain.U - LR * DECAY * W.U, rtol=1e-12)
     np.testing.assert_allclose(decayed.V, plain.V - LR * DECAY * W.V, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["AdamW", "PreconditionedAdamW"])
-def test_adamws_decay_of_the_factors_is_decoupled(name):
+def test_adamws_decay_of_the_factors_is_decoupled():
     W, (G,) = adapter(), gradients(1)
-    plain, decayed = (run(dataclasses.replace(RULES[name], weight_decay=w), [G]) for w in (0.0, DECAY))
+    plain, decayed = run(AdamW(lr=LR, weight_decay=0.0), [G]), run(AdamW(lr=LR, weight_decay=DECAY), [G])
     np.testing.assert_allclose(decayed.U, plain.U - LR * DECAY * W.U, rtol=1e-12)
     np.testing.assert_allclose(decayed.V, plain.V - LR * DECAY * W.V, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ON_PRECONDITIONED_FACTORS)
+@pytest.mark.parametrize("decay", [DECAY, 1 / LR, 3 / LR], ids=["less", "all", "more"])
+def test_preconditioned_factors_decay_alike_beside_their_step(name, decay):
+    """U Vᵀ by 1 − η · weight_decay, of whatever sign; the step is that of the weights before."""
+    W, (G,) = adapter(), gradients(1)
+    plain, decayed = (run(dataclasses.replace(RULES[name], weight_decay=w), [G]) for w in (0.0, decay))
+    U, V = decayed.U - (plain.U - W.U), decayed.V - (plain.V - W.V)
+    np.testing.assert_allclose(U @ V.T, (1 - LR * decay) * dense(W), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(np.abs(U * W.V[0, 0]), np.abs(W.U * V[0, 0]), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ON_PRECONDITIONED_FACTORS)
+def test_a_bias_decays_as_by_the_rule_that_is_preconditioned(name):
+    b, g = np.arange(3.0), np.ones(3)
+    plain = {"PreconditionedSGD": SGD, "PreconditionedAdamW": AdamW}[name]
+    rules = [Rule(lr=LR, weight_decay=DECAY) for Rule in (plain, type(RULES[name]))]
+    np.testing.assert_array_equal(*(rule.step(b, g, rule.init(b))[0] for rule in rules))
 
 
 @pytest.mark.parametrize("name", OF_THE_PRODUCT)

@@ -43,7 +43,7 @@ def test_momentum_is_that_of_the_preconditioned_gradients(problem):
 
 def test_adamw_is_fed_with_the_preconditioned_gradients(problem):
     W, Gs = problem
-    rule, plain = PreconditionedAdamW(lr=0.1, reg=1.0), AdamW(lr=0.1)
+    rule, plain = PreconditionedAdamW(lr=0.1, reg=1.0, weight_decay=0.0), AdamW(lr=0.1, weight_decay=0.0)
     X, state = W, rule.init(W)
     factors, states = list(W), [plain.init(factor) for factor in W]
     for G in Gs:
