@@ -65,7 +65,8 @@ class PreconditionedSGD(SGD):
         """The factors of the product after decay; a dense parameter as for SGD."""
         if not isinstance(W, LowRank):
             return super().decayed(W, arrays, gradients, lr)
-        return decayed_factors(*arrays, lr, self.weight_decay), gradients
+        U, V = arrays
+        return decayed_factors(U, V, lr, self.weight_decay), gradients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,4 +106,5 @@ class PreconditionedAdamW(AdamW):
         """The factors of the product after decay; a dense parameter as for AdamW."""
         if not isinstance(W, LowRank):
             return super().decayed(W, arrays, lr)
-        return decayed_factors(*arrays, lr, self.weight_decay)
+        U, V = arrays
+        return decayed_factors(U, V, lr, self.weight_decay)
