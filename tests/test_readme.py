@@ -58,7 +58,7 @@ def test_the_example_for_optax_trains_a_model():
     assert losses[-1] < 0.5 * losses[0]
     assert [layer.W.rank for layer in params.layers] == [8, 8, 8]
     shapes = {leaf.shape for leaf in jax.tree.leaves(frozen) if hasattr(leaf, "shape")}
-    assert shapes == {(64, 20), (64, 64), (10, 64)}
+    assert shapes == {(64, 20), (64, 64), (10, 64), (64,), (10,)}
 
 
 def test_there_are_two_commands_one_for_the_main_job_and_one_for_the_tests():

@@ -69,9 +69,7 @@ def test_linen():
     transposed = jax.tree.map(lambda W: W.T, adapters, is_leaf=lambda W: isinstance(W, LowRank))
     merged = lj.merge_into(params, transposed)  # a kernel is d_in × d_out
     none = jax.tree.map(jnp.zeros_like, adapters)
-    expected, actual = (
-        model.apply({"params": p, "adapters": W}, X) for p, W in ((params, adapters), (merged, none))
-    )
+    expected, actual = (model.apply({"params": p, "adapters": W}, X) for p, W in ((params, adapters), (merged, none)))
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
