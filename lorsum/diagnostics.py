@@ -101,7 +101,7 @@ def gap(approx, target, rank=None):
     if approx.shape != target.shape:
         raise ValueError(f"`approx` has shape {approx.shape} and `target` {target.shape}: they must be equal.")
     check_addable(target, approx)
-    rank = as_rank(approx.rank, target.shape, "approx.rank") if rank is None else as_rank(rank, target.shape)
+    rank = as_rank(approx.rank if rank is None else rank, target.shape)
     require_finite(target=target, approx=approx)
 
     W, X = _cores(_in_double(target), _in_double(approx))
