@@ -122,7 +122,11 @@ def adapters(model):
     require_no_data_parallel(model)
     sites: dict = {}
     names: dict = {}
+    pairs: set = set()  # of modules: layers that share these have one pair
     for name, lora_A, lora_B in _trainable_pairs(model):
+        if (lora_A, lora_B) in pairs:
+            continue
+        pairs.add((lora_A, lora_B))
         site = Site(name, lora_A, lora_B)
         A, B = lora_A.weight, lora_B.weight
         sites.setdefault((_memory(A), _memory(B)), []).append(site)

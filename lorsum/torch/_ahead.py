@@ -22,17 +22,19 @@ def stepped(rule, W, G, state):
 
 
 class Basis(NamedTuple):
-    """What a step is computed from beside the gradient, each change of which begins it anew."""
+    """What a step is computed from beside the gradient, each change of which begins it anew.
+
+    Weights and state are copies: both may be changed while the thread reads them, through ``.data`` without a trace.
+    """
 
     rule: Any
     W: LowRank
     state: Any
-    versions: tuple[int, ...]
 
-    def is_still(self, rule, W, held):
-        """True if nothing has changed: of the weights the values count, since ``.data`` keeps their version."""
-        same = self.rule == rule and self.state is held.state and self.versions == held.versions()
-        return same and _equal(self.W.U, W.U) and _equal(self.W.V, W.V)
+    def is_still(self, rule, W, state):
+        """True if nothing has changed."""
+        then, now = (bridge.leaves_of((x, y)) for x, y in ((self.W, self.state), (W, state)))
+        return self.rule == rule and len(then) == len(now) and all(map(_equal, then, now))
 
 
 class Ahead:
@@ -47,10 +49,9 @@ class Ahead:
         B = capture.adapter.B
         if B in self.started:
             self.started[B][1].cancel()
-        W = LowRank._of(_copied(W.U), _copied(W.V))  # the weights may be changed while the thread reads them
         G = bridge.to_arrays(capture.gradient.times(1.0))
-        basis = Basis(rule, W, held.state, held.versions())
-        self.started[B] = basis, self.thread.submit(_stepped, rule, W, G, held.state)
+        basis = Basis(rule, *bridge.mapped((W, held.state), _copied))
+        self.started[B] = basis, self.thread.submit(_stepped, rule, basis.W, G, basis.state)
 
     def wait(self):
         """Return when all that was started is done."""
@@ -61,7 +62,7 @@ class Ahead:
         basis, future = self.started.pop(capture.adapter.B, (None, None))
         if future is None:
             return None
-        if c != 1 or not capture.gradient or not basis.is_still(rule, W, held):
+        if c != 1 or not capture.gradient or not basis.is_still(rule, W, held.state):
             future.cancel()
             return None
         return future.result()
@@ -72,9 +73,11 @@ def _stepped(rule, W, G, state):
     return stepped(rule, W, G, state)
 
 
-def _copied(x):
+def _copied(_, leaf):
     """A copy in the same layout, with which the results are the same bit for bit."""
-    return x.clone() if isinstance(x, torch.Tensor) else x.copy(order="K")
+    if isinstance(leaf, int):
+        return leaf
+    return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf.copy(order="K")
 
 
 def _equal(x, y):

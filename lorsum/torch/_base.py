@@ -179,8 +179,10 @@ class AdapterOptimizer(torch.optim.Optimizer):
         for name in set(group) - set(options) - {"params"}:
             del group[name]  # defaults of the adapters' rule, which torch fills in
         self._names |= rest
+        taken = {adapter.name for adapter in self.adapters}
         for adapter in found:
-            adapter.name = unused(adapter.name, {other.name for other in self.adapters})
+            adapter.name = unused(adapter.name, taken)
+            taken.add(adapter.name)
         self._adapters.append(found)
         self._watch(len(self.param_groups) - 1)
 
@@ -277,6 +279,8 @@ class AdapterOptimizer(torch.optim.Optimizer):
             moved += [self._step_adapter(rule, c, gradients) for c in inside if c.adapter.B in gradients.factors]
             beside = [p for p in self._beside[number] if p.grad is not None]
             moved += self._step_others(number, others, beside) if beside else []
+        if not moved and not any(adapter.trained for adapter in self.adapters):
+            raise RuntimeError(f"all adapters of the optimizer are frozen: {', '.join(a.name for a in self.adapters)}.")
         if not moved and self._copied:
             raise RuntimeError(
                 "a copy of an optimizer has no gradient in its first step: copied alone, it has parameters of its own, "
@@ -290,11 +294,9 @@ class AdapterOptimizer(torch.optim.Optimizer):
     def _gradients(self):
         """The gradients of the adapters that have one; what must not be missing is an error before anything changes."""
         captures = [capture for capture in self._captures.values() if capture.adapter.trained]
-        if not captures:
-            raise RuntimeError(f"all adapters of the optimizer are frozen: {', '.join(a.name for a in self.adapters)}.")
         for capture in captures:
             capture.adapter.check_unchanged()
-        if processes(self.process_group) > 1 and not self.averages_in_backward:
+        if captures and processes(self.process_group) > 1 and not self.averages_in_backward:
             return Averaged(captures, self.process_group, self.seed, self.missing)
         present = [capture for capture in captures if capture.has_gradient(self.missing)]
         return Captured(present, local_factor) if self.averages_in_backward else Captured(present)

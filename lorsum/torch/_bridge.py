@@ -6,7 +6,7 @@ import torch
 from lorsum.lowrank import LowRank
 from lorsum.torch._gradient import half_to_single
 
-__all__ = ["Held", "Slots", "mapped", "matrix_in", "to_arrays", "to_tensor"]
+__all__ = ["Held", "Slots", "leaves_of", "mapped", "matrix_in", "to_arrays", "to_tensor"]
 
 
 def to_arrays(x):
@@ -100,10 +100,6 @@ class Held:
     def is_of(self, tensors):
         """True if these are the tensors, so that ``state`` is still a view of them."""
         return tensors is self.tensors and all([tensors.get(name) is x for name, x in self.parts.items()])
-
-    def versions(self):
-        """How often others have written to the tensors."""
-        return tuple([part._version for part in self.parts.values()])
 
     def update(self, state):
         """Take a rule's new state."""

@@ -222,22 +222,33 @@ def _projections(capture):
         return 0.0, 0.0
     W = capture.weights_of_grad()
     G, (U, V) = capture.gradient.times(1.0), map(half_to_single, adapter.matrix() if W is None else W)
-    return float(torch.sum((G.T @ U).T * _as_matrix(adapter.A))), float(torch.sum(G @ V * _as_matrix(adapter.B)))
+    return _inner(_as_matrix(adapter.A), (G.T @ U).T), _inner(_as_matrix(adapter.B), G @ V)
 
 
 def _as_matrix(p):
     return half_to_single(p.grad).reshape(p.shape[0], -1)
 
 
+def _inner(x, y):
+    """⟨x, y⟩ in double precision: products of small gradients leave the range of single precision."""
+    return float(torch.sum(x.double() * y.double()))
+
+
 def _common_factor(adapter, with_A, with_B, rounding):
-    """c in A.grad = c BᵀG and B.grad = c G Aᵀ: ‖A.grad‖² / ⟨A.grad, BᵀG⟩, and the same for B."""
-    squares = [float(torch.sum(_as_matrix(p) ** 2)) for p in (adapter.A, adapter.B)]
+    """c in A.grad = c BᵀG and B.grad = c G Aᵀ: ‖A.grad‖² / ⟨A.grad, BᵀG⟩, and the same for B.
+
+    ``rounding`` bounds the rounding errors of G, not of c G.
+    """
+    squares = [_inner(x, x) for x in map(_as_matrix, (adapter.A, adapter.B))]
+    if not all(map(math.isfinite, squares)):
+        raise RuntimeError(f"`{adapter.name}`: its gradient is not finite.")
     half = any(p.dtype.itemsize < 4 for p in (adapter.A, adapter.B))
     factors, slack = [], 1e-2 if half else 1e-3
     for square, inner, other in zip(squares, (with_A, with_B), (adapter.B, adapter.A), strict=True):
         if square > 0:
             factors.append(square / inner if inner else math.inf)
-            slack = max(slack, 100 * rounding * float(other.detach().float().norm()) / square**0.5)
+            if inner:
+                slack = max(slack, 100 * rounding * float(other.detach().float().norm()) * square**0.5 / abs(inner))
     if not factors:
         return 1.0
     least, largest = min(factors), max(factors)
@@ -248,4 +259,4 @@ def _common_factor(adapter, with_A, with_B, rounding):
             "last backward pass outside of no_sync, and were all gradients multiplied by one factor?"
         )
     c = sum(factors) / len(factors)
-    return 1.0 if abs(c - 1) <= slack / 10 else c
+    return 1.0 if abs(c - 1) <= min(slack, 1e-2) / 10 else c

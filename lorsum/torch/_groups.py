@@ -41,6 +41,9 @@ def groups_of(model):
     given = [model] if isinstance(model, torch.nn.Module) else list(model)
     if not any(isinstance(part, dict) for part in given):
         return [{"params": given}] if given else []
+    for number, part in enumerate(given):
+        if isinstance(part, dict) and "params" not in part:
+            raise TypeError(f"group {number} of `model` has the keys {', '.join(map(str, part))}, but no `params`.")
     return [part if isinstance(part, dict) else {"params": part} for part in given]
 
 

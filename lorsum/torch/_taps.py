@@ -120,6 +120,8 @@ class Taps:
             if between._version != version or not _same(h, between):
                 self._refuse()
             self.place.doubt()  # as by hooks on the way back, which may change the gradient
+        elif h._backward_hooks:
+            self.place.doubt()  # between the two, where A's gradient is changed and B's is not
         if "_is_replica" in module.__dict__:
             raise RuntimeError(f"`{self.name}` is called by DataParallel. Use DistributedDataParallel.")
         return _Tap.apply(output, _as_computed(X), self.place)

@@ -678,9 +678,16 @@ class Tied(nn.Module):
         return self.second(torch.tanh(self.first(x)))
 
 
-def test_tied_layers_have_one_gradient():
+class TiedByModules(Tied):
+    def __init__(self):
+        super().__init__()
+        self.second.lora_A, self.second.lora_B = self.first.lora_A, self.first.lora_B
+
+
+@pytest.mark.parametrize("kind", [Tied, TiedByModules])
+def test_tied_layers_have_one_gradient(kind):
     torch.manual_seed(0)
-    model = randomised(Tied())
+    model = randomised(kind())
     optimizer = OPLoRA(model, lr=0.1, debug=True)
     assert [adapter.name for adapter in optimizer.adapters] == ["first"]
     twin = copy.deepcopy(model)

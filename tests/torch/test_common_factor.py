@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
+from lorsum.torch import LoRALinear, PreconditionedSGD
 from lorsum.torch._common_factor import Snapshot
+from lorsum.torch._distributed import local_factor
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -46,3 +48,31 @@ def test_untouched_ones():
     grad.neg_()
     assert not snapshot.is_untouched(grad) and snapshot.is_written_to(grad)
     assert snapshot.is_written_to(grad.clone())
+
+
+def captured(scale):
+    """The capture of an adapter after a backward pass through a loss of this scale."""
+    torch.manual_seed(0)
+    layer = LoRALinear((6, 5), 2)
+    torch.nn.init.normal_(layer.lora_B.weight)
+    optimizer = PreconditionedSGD(layer, lr=0.1)
+    (scale * layer(torch.randn(8, 6)).square().mean()).backward()
+    return next(iter(optimizer._captures.values()))
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**16])
+@pytest.mark.parametrize("c", [1.0, -1.0, 0.9, 1e-3, 1e-8, 1e-25, 1e6])
+def test_multiples_without_a_snapshot(scale, c):
+    """As between processes: however small c is, the rounding errors of the gradient are no reason to take it for 1."""
+    capture = captured(scale)
+    for p in (capture.adapter.A, capture.adapter.B):
+        p.grad.mul_(c / scale)
+    assert local_factor(capture) == pytest.approx(c / scale, rel=1e-4)
+
+
+def test_gradients_that_are_not_finite_without_a_snapshot():
+    capture = captured(1.0)
+    for p in (capture.adapter.A, capture.adapter.B):
+        p.grad.fill_(torch.nan)
+    with pytest.raises(RuntimeError, match="its gradient is not finite"):
+        local_factor(capture)

@@ -187,6 +187,34 @@ def test_groups_can_be_added():
     assert len(optimizer.param_groups) == len(optimizer._adapters) == 3
 
 
+def test_models_of_one_group_have_gradients_of_their_own():
+    """Also where their adapters have the same names."""
+    first, second = network(), network()
+    optimizer = OPLoRA([first, second], lr=0.1)
+    assert [adapter.name for adapter in optimizer.adapters] == ["2", "4", "2 (2)", "4 (2)"]
+    backward(first, 0)
+    backward(second, 1)
+    gradients = optimizer.gradients()
+    for adapter in optimizer.adapters:
+        torch.testing.assert_close(
+            adapter.B.grad, gradients[adapter.name] @ adapter.A.detach().T, rtol=1e-9, atol=1e-11
+        )
+
+
+def test_what_is_beside_frozen_adapters_is_trained():
+    model = network()
+    optimizer, expected = OPLoRA(model, lr=0.1), [p - 0.1 for p in beside(model)]
+    for adapter in optimizer.adapters:
+        adapter.A.requires_grad_(False)
+        adapter.B.requires_grad_(False)
+    with pytest.raises(RuntimeError, match="all adapters of the optimizer are frozen: 2, 4"):
+        optimizer.step()
+    sum(p.sum() for p in beside(model)).backward()
+    optimizer.step()
+    for p, q in zip(beside(model), expected, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
+
+
 def test_the_loss_is_one():
     """What is beside the adapters is trained for the same sign of it."""
     model, twin = network(), network()
@@ -230,6 +258,7 @@ def test_parameters_in_place_of_a_module_are_refused(of, kind):
         (lambda model: [model, 3], "`params` holds a int; a module, an adapter, a parameter"),
         (lambda model: [{"params": {model}}], "`params` is a set"),
         (lambda model: [{"params": model, "foreach": True}], "`foreach` is an option of torch.optim"),
+        (lambda model: [{"parameters": model, "lr": 0.1}], "group 0 of `model` has the keys parameters, lr, but no"),
         (lambda model: 3, "`model` is a int"),
     ],
 )

@@ -153,6 +153,13 @@ def other_gradient_in_between(model):
     model[0].lora_B.register_full_backward_hook(lambda module, inputs, outputs: (2 * inputs[0],))
 
 
+def other_gradient_of_the_tensor_in_between(model):
+    def double_gradient(module, args, output):
+        output.register_hook(lambda grad: 2 * grad)
+
+    model[0].lora_A.register_forward_hook(double_gradient)
+
+
 def a_hook_on_lora_A_alone(model):
     model[0].lora_A.weight.register_hook(lambda grad: 2 * grad)
 
@@ -167,6 +174,7 @@ REFUSED = [
     output_of_lora_A_in_place_first,
     other_gradient_of_lora_A,
     other_gradient_in_between,
+    other_gradient_of_the_tensor_in_between,
     a_hook_on_lora_A_alone,
     a_mask,
 ]

@@ -78,6 +78,14 @@ def another_momentum(model, optimizer):
                 x.mul_(0.5)
 
 
+def another_momentum_unseen(model, optimizer):
+    """Through .data."""
+    for state in optimizer.state.values():
+        for name, x in state.items():
+            if name != "step":
+                x.data.mul_(0.5)
+
+
 def ascending(model, optimizer):
     for p in model.parameters():
         if p.grad is not None:
@@ -100,6 +108,7 @@ BETWEEN = [
     swapped,
     swapped_and_back,
     another_momentum,
+    another_momentum_unseen,
     ascending,
     rescaled_and_inputs_differentiated,
     zeroed_and_not_added_to,
@@ -149,7 +158,8 @@ def test_steps_are_computed_in_the_backward_pass_and_taken_where_they_are_good(b
     before = len(threads)
     optimizer.step()
     in_step = [name for name in threads if not name.startswith("lorsum")]
-    of_all = {clipped, a_new_learning_rate, decayed, swapped, another_momentum, ascending, zeroed_and_not_added_to}
+    of_all = {clipped, a_new_learning_rate, decayed, swapped, another_momentum, another_momentum_unseen, ascending}
+    of_all |= {zeroed_and_not_added_to}
     expected = 3 if between in of_all else 1 if between is other_weights else 0
     assert len(in_step) == expected
     assert before <= len(threads)
