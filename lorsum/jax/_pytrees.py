@@ -78,11 +78,17 @@ def _flattening(kind, names):
 
 
 def _no_number(pair):
-    """A key as a 1 × 1 matrix, or as many as the batch has, so that the pair can be mapped over."""
+    """A key as a 1 × 1 matrix, or as many as the batch has, so that the pair can be mapped over.
+
+    Each pair has a copy of its own: a compiled function that is given a pair to keep may free its arrays.
+    """
     if hasattr(pair, "no_number"):
         return pair.no_number
     batch = getattr(pair.U, "shape", ())[:-2]
-    return jnp.broadcast_to(_key(), (*batch, 1, 1)) if batch else _key()
+    if batch:
+        return jnp.broadcast_to(_key(), (*batch, 1, 1))
+    with jax.ensure_compile_time_eval():
+        return _key().copy()
 
 
 @functools.cache

@@ -336,6 +336,34 @@ def test_pairs_pass_transformations_of_jax():
     assert isinstance(jax.device_put(G), lj.Pair)
 
 
+@pytest.mark.parametrize("stack", [(), (1,), (3,)])
+def test_pairs_can_be_donated(stack):
+    """Their arrays may be used for results, each only once, and later pairs have others."""
+    same = jax.jit(lambda G: G, donate_argnums=0)
+    for _ in range(2):
+        G = {name: lj.Pair(*adapter(seed, *stack, 9, 7)) for seed, name in enumerate("ab")}
+        expected = {name: np.asarray(x.to_dense()) for name, x in G.items()}
+        G = same(same(G))
+        for name, x in G.items():
+            np.testing.assert_allclose(x.to_dense(), expected[name], rtol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
+def test_all_of_a_step_can_be_donated():
+    params, x = model(2), jnp.asarray(normal(99, 4, 7))
+    gradient = lj.grad(loss, gradient="pairs")
+    tx = lj.apply_if_finite(trained(params))
+    expected, _ = tx.update(gradient(params, x), tx.init(params), params)
+
+    def update(gradients, state, params):
+        return tx.update(gradients, state, params)[0]
+
+    for computed in (gradient, jit(gradient)):
+        G, state, params = computed(params, x), tx.init(params), jax.tree.map(jnp.copy, params)
+        updates = jax.jit(update, donate_argnums=(0, 1))(G, state, params)
+        np.testing.assert_allclose(updates["layer1"]["W"].U, expected["layer1"]["W"].U, atol=1e-10)
+
+
 @pytest.mark.parametrize("wrapped", [functools.partial(optax.MultiSteps, every_k_schedule=2), optax.apply_if_finite])
 @pytest.mark.parametrize("form", ["pair", "dense"])
 def test_what_expects_updates_of_the_structure_of_gradients_is_an_error(wrapped, form):
