@@ -62,6 +62,10 @@ def value_and_grad(loss, has_aux=False, *, gradient="auto"):
     sharding the batch; or ask for "dense".
     See also :func:`lorsum.jax.global_norm` and :func:`lorsum.jax.clip_by_global_norm`.
 
+    The loss may have derivatives with respect to other things in it, as gradient penalties and differential equations
+    have: along x alone ``jax.grad``, ``jax.jvp`` and their like of ``lora(x, W)`` are products again. Not so the
+    transpose of ``lora_conv``, and what goes through ``cond``, which are refused.
+
     A branch that ``vmap`` chooses for each example becomes a choice among the factors, which is refused; ``jnp.where``
     on the products is not.
 
