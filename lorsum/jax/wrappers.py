@@ -287,7 +287,8 @@ def _zero_gradient(leaf):
 
 def _mean_with(gradients, mean, count):
     """The mean of so many gradients, of which these are the last, from that of the others."""
-    leaves, found = jax.tree_util.tree_flatten_with_path(gradients, is_leaf=is_low_rank)
+    leaves = jax.tree_util.tree_leaves_with_path(gradients, is_leaf=is_low_rank)
+    found: Any = jax.tree.structure(gradients, is_leaf=is_low_rank)
     means, structure = jax.tree.flatten(mean)
     if found != structure:
         raise ValueError(f"the gradients have the structure {found} and `params` {structure}: they must be equal.")
