@@ -48,7 +48,14 @@ from lorsum.jax.transformations import (  # noqa: E402
     svdlora,
     transformation,
 )
-from lorsum.jax.wrappers import apply_if_finite, clip_by_global_norm, global_norm, labels, set_to_zero  # noqa: E402
+from lorsum.jax.wrappers import (  # noqa: E402
+    apply_if_finite,
+    clip_by_global_norm,
+    global_norm,
+    labels,
+    multi_steps,
+    set_to_zero,
+)
 
 register_with_export()
 register_with_flax()
@@ -67,6 +74,7 @@ __all__ = [
     "lora_conv",
     "merge",
     "merge_into",
+    "multi_steps",
     "oplora",
     "partition",
     "preconditioned_adamw",

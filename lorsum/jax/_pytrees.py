@@ -8,7 +8,7 @@ from jax.tree_util import GetAttrKey, register_pytree_with_keys
 
 from lorsum.lowrank import LowRank, LowRankSum
 
-__all__ = ["Pair", "is_low_rank", "register"]
+__all__ = ["Pair", "checked_gradient", "is_low_rank", "register"]
 
 
 class Pair(LowRank):
@@ -17,7 +17,9 @@ class Pair(LowRank):
     To JAX it is another kind of node than an adapter, so that what combines gradients with parameters, such as weight
     decay or an average of gradients, is an error, also where shapes happen to agree. And it has a third leaf beside the
     two arrays, a random key that means nothing: JAX knows no arithmetic for it, so that what would scale, clip or
-    measure the arrays one by one is an error, too.
+    measure the arrays one by one is an error, too: "mul does not accept dtype key<fry>". For gradients with pairs there
+    are :func:`lorsum.jax.clip_by_global_norm`, :func:`lorsum.jax.global_norm`, :func:`lorsum.jax.multi_steps` and
+    :func:`lorsum.jax.apply_if_finite`; ``gradient="dense"`` gives matrices.
 
     Parameters
     ----------
@@ -76,11 +78,17 @@ def _flattening(kind, names):
 
 
 def _no_number(pair):
-    """A key as a 1 × 1 matrix, or as many as the batch has, so that the pair can be mapped over."""
+    """A key as a 1 × 1 matrix, or as many as the batch has, so that the pair can be mapped over.
+
+    Each pair has a copy of its own: a compiled function that is given a pair to keep may free its arrays.
+    """
     if hasattr(pair, "no_number"):
         return pair.no_number
     batch = getattr(pair.U, "shape", ())[:-2]
-    return jnp.broadcast_to(_key(), (*batch, 1, 1)) if batch else _key()
+    if batch:
+        return jnp.broadcast_to(_key(), (*batch, 1, 1))
+    with jax.ensure_compile_time_eval():
+        return _key().copy()
 
 
 @functools.cache
@@ -92,3 +100,15 @@ def _key():
 def is_low_rank(x):
     """True for a low-rank matrix, as ``is_leaf`` of ``jax.tree`` functions."""
     return isinstance(x, LowRank)
+
+
+def checked_gradient(path, G):
+    """A gradient that is with respect to the matrix: an array, or a pair, which then is a plain low-rank matrix."""
+    if isinstance(G, Pair):
+        return LowRank._of(*G)
+    if is_low_rank(G):
+        raise TypeError(
+            f"the gradient of `params{jax.tree_util.keystr(path)}` is a LowRank and no lorsum.jax.Pair: jax.grad gives "
+            "those of the factors so, which is no gradient of the matrix. Take lorsum.jax.value_and_grad."
+        )
+    return G

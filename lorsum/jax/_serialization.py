@@ -5,7 +5,7 @@ import sys
 from jax import export
 
 from lorsum.jax._pytrees import Pair
-from lorsum.jax.wrappers import ApplyIfFiniteState
+from lorsum.jax.wrappers import ApplyIfFiniteState, MultiStepsState
 from lorsum.lowrank import LowRank, LowRankSum
 from lorsum.optim.factors import AdamWState, SGDState
 from lorsum.optim.matrices import SVDLoRAState
@@ -15,7 +15,15 @@ from lorsum.optim.scaled import ScaledOPLoRAState
 __all__ = ["register_with_export", "register_with_flax"]
 
 _NODES = {LowRank: ("U", "V"), Pair: ("U", "V"), LowRankSum: ("terms", "coefficients")}
-_STATES = (AdamWState, ApplyIfFiniteState, OPLoRAState, SGDState, SVDLoRAState, ScaledOPLoRAState)
+_STATES = (
+    AdamWState,
+    ApplyIfFiniteState,
+    MultiStepsState,
+    OPLoRAState,
+    SGDState,
+    SVDLoRAState,
+    ScaledOPLoRAState,
+)
 
 
 def register_with_export():

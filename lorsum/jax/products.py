@@ -239,15 +239,24 @@ def _batched(arguments, axes, **how):
 
 
 def _differentiated(primals, tangents, **how):
-    """Under ``jax.grad`` and its like this is the plain product, of both factors."""
-    return jax.jvp(partial(plain_product, **how), tuple(primals), tuple(map(ad.instantiate_zeros, tangents)))
+    """Along x alone a product again, as inside of a loss that has a derivative in it; else the plain product's."""
+    x, U, V = primals
+    dx, dU, dV = tangents
+    if isinstance(dU, ad.Zero) and isinstance(dV, ad.Zero):
+        return product_p.bind(x, U, V, **how), product_p.bind(ad.instantiate_zeros(dx), U, V, **how)
+    return jax.jvp(partial(plain_product, **how), (x, U, V), tuple(map(ad.instantiate_zeros, tangents)))
 
 
-def _transposed(S, x, U, V, **how):
-    """As a linear function of x: what an iterative solver asks for."""
+def _transposed(S, x, U, V, *, view, precision):
+    """As a linear function of x, S ↦ S W: for rows again a product, with Wᵀ."""
     if isinstance(S, ad.Zero):
         return ad.Zero(x.aval), None, None
-    (transposed,) = jax.linear_transpose(lambda x: plain_product(x, U, V, **how), x.aval)(S)
+    if isinstance(view, Linear):
+        S = product_p.bind(S, V, U, view=view, precision=precision)
+        plain = partial(jax.lax.convert_element_type, new_dtype=S.dtype)
+    else:
+        plain = partial(plain_product, U=U, V=V, view=view, precision=precision)
+    (transposed,) = jax.linear_transpose(plain, x.aval)(S)
     return transposed, None, None
 
 

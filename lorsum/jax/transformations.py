@@ -6,7 +6,7 @@ import numpy as np
 import optax
 
 from lorsum import optim
-from lorsum.jax._pytrees import Pair, is_low_rank
+from lorsum.jax._pytrees import checked_gradient, is_low_rank
 from lorsum.jax._serialization import register_with_flax
 from lorsum.lowrank import LowRank
 
@@ -51,10 +51,12 @@ def transformation(rule, *, rng=0):
     Adapters of one shape are stacked and take their step as one batch. A gradient is a pair (Sᵀ, Xᵀ) or a matrix, as
     :func:`lorsum.jax.value_and_grad` gives it.
 
-    What acts on each array for itself, such as Optax's own clipping, is an error before this in a chain, as it would
-    act on S and X: a :class:`lorsum.jax.Pair` has a leaf that is no number. To clip there is
-    :func:`lorsum.jax.clip_by_global_norm`; on matrices, ``gradient="dense"``, what needs neither state nor parameters
-    acts on the matrix, such as ``optax.scale`` and ``optax.clip_by_global_norm``.
+    What acts on each array for itself, such as Optax's own clipping, is an error before or around this, as it would act
+    on S and X: a :class:`lorsum.jax.Pair` has a leaf that is no number, and JAX says that an operation "does not accept
+    dtype key<fry>". In place of ``optax.clip_by_global_norm``, ``optax.MultiSteps``, ``optax.apply_if_finite``,
+    ``optax.set_to_zero`` and ``optax.global_norm`` take those of :mod:`lorsum.jax`: ``clip_by_global_norm``,
+    ``multi_steps``, ``apply_if_finite``, ``set_to_zero`` and ``global_norm``. On matrices, ``gradient="dense"``, what
+    needs neither state nor parameters acts on the matrix, such as ``optax.scale`` and ``optax.clip_by_global_norm``.
     Under ``jit`` values cannot be checked: a gradient that is not finite makes the parameters so, which
     :func:`lorsum.jax.apply_if_finite` prevents.
 
@@ -89,7 +91,7 @@ def transformation(rule, *, rng=0):
         gradients, found = jax.tree.flatten(gradients, is_leaf=is_low_rank)
         if found != structure:
             raise ValueError(f"the gradients have the structure {found} and `params` {structure}: they must be equal.")
-        gradients = [_checked(path, G) for path, G in _places(params, gradients)]
+        gradients = [checked_gradient(path, G) for path, G in _places(params, gradients)]
         stepped = _stepped(rule, adapters, gradients, _states(structure, state))
         updates = [LowRank(new.U - old.U, new.V - old.V) for old, (new, _) in zip(adapters, stepped, strict=True)]
         return jax.tree.unflatten(structure, updates), jax.tree.unflatten(structure, [state for _, state in stepped])
@@ -293,18 +295,6 @@ def _places(params, gradients):
     """Each adapter's gradient and the name of its place."""
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_low_rank)]
     return zip(paths, gradients, strict=True)
-
-
-def _checked(path, G):
-    """A gradient as the rules take it, which is with respect to the matrix."""
-    if isinstance(G, Pair):
-        return LowRank._of(*G)
-    if is_low_rank(G):
-        raise TypeError(
-            f"the gradient of `params{jax.tree_util.keystr(path)}` is a LowRank and no lorsum.jax.Pair: jax.grad gives "
-            "those of the factors so, which is no gradient of the matrix. Take lorsum.jax.value_and_grad."
-        )
-    return G
 
 
 def _states(structure, state):

@@ -1,4 +1,4 @@
-"""What goes around the transformations: norms, clipping, leaving out what is not finite, freezing, and which is which.
+"""What goes around the transformations: norms, clipping, steps left out or of several gradients, freezing, labels.
 
 Optax has its own of these for gradients that are arrays, of the shapes of the parameters.
 """
@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import optax
 
 from lorsum._arrays import computing_dtype
-from lorsum.jax._pytrees import Pair, is_low_rank
+from lorsum.jax._pytrees import Pair, checked_gradient, is_low_rank
 from lorsum.lowrank import LowRank
 
-__all__ = ["apply_if_finite", "clip_by_global_norm", "global_norm", "labels", "set_to_zero"]
+__all__ = ["apply_if_finite", "clip_by_global_norm", "global_norm", "labels", "multi_steps", "set_to_zero"]
 
 
 def global_norm(gradients):
@@ -109,21 +109,107 @@ def apply_if_finite(inner):
     >>> updates.U.ravel().tolist(), int(state.notfinite_count)
     ([0.0, 0.0, 0.0, 0.0], 1)
     """
+    inner = optax.with_extra_args_support(inner)
 
     def init(params):
         return ApplyIfFiniteState(inner.init(params), jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32))
 
-    def update(gradients, state, params=None):
+    def update(gradients, state, params=None, **extra_args):
         finite = _all_finite(gradients)
         tame = _or_zero(finite, gradients)  # without jit, a step of what is not finite raises
-        updates, inner_state = inner.update(tame, state.inner_state, params)
+        updates, inner_state = inner.update(tame, state.inner_state, params, **extra_args)
         finite &= _all_finite((updates, inner_state))
         updates = _or_zero(finite, updates)
         inner_state = jax.tree.map(partial(jnp.where, finite), inner_state, state.inner_state)
         counts = jnp.where(finite, 0, state.notfinite_count + 1), state.total_notfinite + (1 - finite.astype(jnp.int32))
         return updates, ApplyIfFiniteState(inner_state, *counts)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class MultiStepsState(NamedTuple):
+    """Gradients since the last step, steps so far, the state of the inner transformation, and the mean gradient."""
+
+    mini_step: Any
+    gradient_step: Any
+    inner_state: Any
+    mean: Any
+
+
+def multi_steps(inner, every_k):
+    """Accumulate gradients: one step with the mean gradient of k calls, and updates of zero at the calls between.
+
+    What ``optax.MultiSteps`` is for gradients that are arrays, of the shapes of the parameters. With a loss that is a
+    mean, k micro-batches of one size give the step of all of them together.
+
+    Parameters
+    ----------
+    inner : optax.GradientTransformation
+        One of this package, of Optax, or a chain or ``optax.multi_transform`` of both.
+    every_k : int or callable
+        k, or a function of the number of steps so far that gives it.
+
+    Returns
+    -------
+    optax.GradientTransformation
+        Of its state, ``mini_step`` is zero after each step of ``inner``.
+
+    Raises
+    ------
+    TypeError
+        In ``update``, if a gradient is a LowRank that is no Pair, as ``jax.grad`` gives the gradients of the factors.
+    ValueError
+        If k is no positive integer; in ``update``, if gradients and parameters do not fit.
+
+    Notes
+    -----
+    The mean gradient of an adapter is kept as a matrix, at least in single precision: m n numbers of memory, as much as
+    the frozen weight beside it, whatever k and the batches are. So each pair is multiplied out, and K-FAC, which needs
+    pairs, cannot be inside. Where the pairs of all k micro-batches, k N (m + n) numbers, are fewer, let the loss go
+    over micro-batches by a ``scan``: :func:`lorsum.jax.value_and_grad` then gives one pair for all.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from lorsum.jax import preconditioned_sgd
+    >>> W = LowRank(jnp.zeros((4, 1)), jnp.ones((3, 1)))
+    >>> tx = multi_steps(preconditioned_sgd(0.5, reg=0.0), 2)
+    >>> state = tx.init(W)
+    >>> for c in (1.0, 3.0):
+    ...     updates, state = tx.update(Pair(c * jnp.ones((4, 1)), jnp.ones((3, 1))), state, W)
+    ...     print(updates.U.ravel().tolist())
+    [0.0, 0.0, 0.0, 0.0]
+    [-1.0, -1.0, -1.0, -1.0]
+    """
+    inner = optax.with_extra_args_support(inner)
+    k_at = every_k if callable(every_k) else lambda _: every_k
+    if not callable(every_k):
+        _checked_count(every_k)
+
+    def init(params):
+        mean = jax.tree.map(_zero_gradient, params, is_leaf=is_low_rank)
+        return MultiStepsState(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32), inner.init(params), mean)
+
+    def update(gradients, state, params=None, **extra_args):
+        k = _checked_count(k_at(state.gradient_step))
+        mean = _mean_with(gradients, state.mean, state.mini_step + 1)
+
+        def stepped():
+            gradient = jax.tree.map(_in_dtype_of, mean, gradients, is_leaf=is_low_rank)
+            updates, inner_state = inner.update(gradient, state.inner_state, params, **extra_args)
+            inner_state = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), inner_state, state.inner_state)
+            return updates, (state.gradient_step + 1, inner_state, jax.tree.map(jnp.zeros_like, mean))
+
+        def waiting():
+            updates, _ = jax.eval_shape(stepped)
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), updates)
+            return zeros, (state.gradient_step, state.inner_state, mean)
+
+        is_last = state.mini_step + 1 >= k
+        updates, after = _either(is_last, stepped, waiting)
+        return updates, MultiStepsState(jnp.where(is_last, 0, state.mini_step + 1), *after)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def set_to_zero():
@@ -178,6 +264,56 @@ def labels(params):
     """
     labelled = jax.tree.map(lambda leaf: "adapters" if is_low_rank(leaf) else "others", params, is_leaf=is_low_rank)
     return lambda _: labelled
+
+
+def _checked_count(k):
+    """A positive number; under ``jit``, one that is computed cannot be checked."""
+    if isinstance(k, jax.core.Tracer):
+        return k
+    try:
+        positive = k >= 1 and k % 1 == 0
+    except (TypeError, ValueError):
+        positive = False
+    if not positive:
+        raise ValueError(f"`every_k` is {k!r}; a positive integer, or a function that gives one, is needed.")
+    return k
+
+
+def _zero_gradient(leaf):
+    """Zero, in the dtype that gradients of a parameter are added up in: a matrix for an adapter."""
+    dtype = computing_dtype(jnp, leaf.dtype if is_low_rank(leaf) else jnp.result_type(leaf))
+    return jnp.zeros(leaf.shape, dtype) if is_low_rank(leaf) else jnp.zeros_like(leaf, dtype)
+
+
+def _mean_with(gradients, mean, count):
+    """The mean of so many gradients, of which these are the last, from that of the others."""
+    leaves = jax.tree_util.tree_leaves_with_path(gradients, is_leaf=is_low_rank)
+    found: Any = jax.tree.structure(gradients, is_leaf=is_low_rank)
+    means, structure = jax.tree.flatten(mean)
+    if found != structure:
+        raise ValueError(f"the gradients have the structure {found} and `params` {structure}: they must be equal.")
+
+    def added(path, G, mean):
+        G = checked_gradient(path, G)
+        if jnp.shape(G) != mean.shape:
+            place = jax.tree_util.keystr(path)
+            raise ValueError(f"the gradient of `params{place}` has shape {jnp.shape(G)}; {mean.shape} is needed.")
+        G = G.astype(mean.dtype).to_dense() if is_low_rank(G) else jnp.asarray(G, mean.dtype)
+        return mean + (G - mean) / count
+
+    return jax.tree.unflatten(structure, [added(*leaf, mean) for leaf, mean in zip(leaves, means, strict=True)])
+
+
+def _in_dtype_of(mean, G):
+    """The mean in the dtype of a gradient that is an array; what is rounded last is the step of an adapter."""
+    return mean if is_low_rank(G) else mean.astype(jnp.result_type(G))
+
+
+def _either(condition, one, other):
+    """The result of one of two functions; where it is known which, it alone is run, as without ``jit`` all is."""
+    if isinstance(condition, jax.core.Tracer):
+        return jax.lax.cond(condition, one, other)
+    return one() if condition else other()
 
 
 def _all_finite(tree):

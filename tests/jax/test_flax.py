@@ -110,7 +110,8 @@ def test_bytes():
     """As checkpoints of Flax are written: what is read goes into a target of the same structure."""
     params = {"W": LowRank(jnp.ones((4, 2)), jnp.ones((3, 2))), "b": jnp.arange(3.0)}
     tx = optax.multi_transform(
-        {"adapters": lj.apply_if_finite(lj.oplora(0.1, momentum=0.9)), "others": optax.adam(0.1)}, lj.labels(params)
+        {"adapters": lj.apply_if_finite(lj.multi_steps(lj.oplora(0.1, momentum=0.9), 2)), "others": optax.adam(0.1)},
+        lj.labels(params),
     )
     saved = (params, tx.init(params), params["W"] - 0.5 * params["W"])
     zero = jax.tree.map(lambda x: 0 * x, saved)
@@ -123,7 +124,7 @@ def test_bytes():
         serialization.from_state_dict(params["W"], {"kernel": jnp.ones(3)})
 
 
-@pytest.mark.parametrize("tx", [lj.oplora(0.1, momentum=0.9), lj.preconditioned_adamw(0.1)])
+@pytest.mark.parametrize("tx", [lj.oplora(0.1, momentum=0.9), lj.multi_steps(lj.preconditioned_adamw(0.1), 2)])
 def test_exported_steps(tx):
     """Adapters, pairs and states pass a program in a file."""
     params = {"W": LowRank(jnp.ones((4, 2)), jnp.eye(3, 2))}

@@ -216,11 +216,33 @@ def carried_in_a_loop(params):
     return jax.lax.scan(again, (params["W"], plain(params)), normal(5, 3, 2, 9))[0][1]
 
 
+def with_a_derivative_along_inputs(params):
+    """As in a gradient penalty: products with W and with Wᵀ."""
+    return plain(params) + size(jax.grad(lambda x: size(layers(params, x)))(normal(6, 3, 9)))
+
+
+def with_a_laplacian(params):
+    """As in a differential equation: forward over reverse, mapped."""
+    laplacian = lambda x: jnp.trace(jax.hessian(lambda x: size(layers(params, x)))(x))  # noqa: E731
+    return plain(params) + size(jax.vmap(laplacian)(normal(6, 3, 9)))
+
+
+def with_a_derivative_of_loops(params):
+    def again(x, _):
+        return jnp.pad(jax.checkpoint(layers)(params, x), (0, 2)), None
+
+    def end(x):
+        return size(jax.lax.scan(again, x, None, length=3)[0])
+
+    return plain(params) + size(jax.grad(end)(normal(6, 9)))
+
+
 PROGRAMS = [
     plain, one_row, three_dimensional, vmapped, vmapped_over_other_axes, vmapped_losses, jitted, scanned_micro_batches,
     scanned_twice, recurrent, loop_of_fixed_length, checkpointed, checkpointed_by_a_policy, checkpointed_in_a_scan,
     branches, branches_of_a_loop, called_twice, called_in_a_vmap_of_a_checkpointed_scan, scaled, with_dropout,
-    with_functions_of_their_own_derivative, with_a_stop, carried_in_a_loop,
+    with_functions_of_their_own_derivative, with_a_stop, carried_in_a_loop, with_a_derivative_along_inputs,
+    with_a_laplacian, with_a_derivative_of_loops,
 ]  # fmt: skip
 
 
@@ -541,8 +563,13 @@ def multiplied_by_hand(params):
     return plain(params) + size(normal(5, 6, 9) @ params["W"].V @ params["W"].U.T)
 
 
-def derivative_inside(params):
-    return plain(params) + jnp.sum(jax.grad(lambda x: size(layers(params, x)))(normal(5, 9)) ** 2)
+def derivative_along_factors(params):
+    return plain(params) + size(jax.grad(lambda W: size(product(normal(5, 9), W)))(params["W"]).U)
+
+
+def derivative_of_branches(params):
+    branches = [lambda x: size(layers(params, x)), size]
+    return plain(params) + size(jax.grad(lambda x: jax.lax.cond(x[0] > 0, *branches, x))(normal(5, 9)))
 
 
 def mixed_factors(params):
@@ -555,7 +582,8 @@ def mixed_factors(params):
         (penalised, "integer_pow"),
         (changed_in_a_loop, "scan"),
         (multiplied_by_hand, "dot_general"),
-        (derivative_inside, "dot_general"),
+        (derivative_along_factors, "dot_general"),
+        (derivative_of_branches, "cond"),
         (mixed_factors, "two adapters"),
     ],
 )
@@ -614,6 +642,18 @@ def test_iterative_solvers_take_products():
 
     exact = jax.grad(lambda b: jnp.sum(jnp.linalg.solve(jnp.eye(9) + 0.01 * Z.to_dense(), b) ** 2))(b)
     assert_close(jax.grad(solution)(b), exact, 1e-4)
+
+
+def test_derivatives_along_complex_and_half_precision_inputs_are_those_of_matrices():
+    real, imaginary = adapter(0, 7, 9), adapter(2, 7, 9)
+    with_phase = LowRank(real.U + 1j * imaginary.U, real.V - 1j * imaginary.V)
+    x = normal(5, 6, 9)
+    for W, z in ((with_phase, x), (with_phase, x * (1 + 2j)), (real, x * (1 + 2j)), (real, x.astype(jnp.bfloat16))):
+        actual, expected = (jax.grad(lambda z, f=f: jnp.sum(jnp.abs(f(z)) ** 2))(z) for f in (
+            lambda z, W=W: lora(z, W), lambda z, W=W: z @ W.V @ W.U.T
+        ))  # fmt: skip
+        assert actual.dtype == z.dtype
+        assert_close(actual, expected)
 
 
 def test_manual_axes_keep_their_types():

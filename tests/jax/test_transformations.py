@@ -134,8 +134,9 @@ INJECTED = functools.partial(
         INJECTED(SCHEDULE),
         optax.chain(lj.clip_by_global_norm(1.0), lj.projected_oplora(SCHEDULE, momentum=0.9)),
         lj.apply_if_finite(lj.svdlora(0.1, momentum=0.9)),
+        optax.chain(lj.clip_by_global_norm(5.0), lj.multi_steps(lj.projected_oplora(0.1, momentum=0.9), 2)),
     ],
-    ids=["constant", "schedule", "scaled", "adamw", "injected", "chain", "finite"],
+    ids=["constant", "schedule", "scaled", "adamw", "injected", "chain", "finite", "accumulated"],
 )
 def test_a_step_is_traced_once_and_lowers_the_loss(adapters):
     params = model()
@@ -335,6 +336,34 @@ def test_pairs_pass_transformations_of_jax():
     assert isinstance(jax.device_put(G), lj.Pair)
 
 
+@pytest.mark.parametrize("stack", [(), (1,), (3,)])
+def test_pairs_can_be_donated(stack):
+    """Their arrays may be used for results, each only once, and later pairs have others."""
+    same = jax.jit(lambda G: G, donate_argnums=0)
+    for _ in range(2):
+        G = {name: lj.Pair(*adapter(seed, *stack, 9, 7)) for seed, name in enumerate("ab")}
+        expected = {name: np.asarray(x.to_dense()) for name, x in G.items()}
+        G = same(same(G))
+        for name, x in G.items():
+            np.testing.assert_allclose(x.to_dense(), expected[name], rtol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
+def test_all_of_a_step_can_be_donated():
+    params, x = model(2), jnp.asarray(normal(99, 4, 7))
+    gradient = lj.grad(loss, gradient="pairs")
+    tx = lj.apply_if_finite(trained(params))
+    expected, _ = tx.update(gradient(params, x), tx.init(params), params)
+
+    def update(gradients, state, params):
+        return tx.update(gradients, state, params)[0]
+
+    for computed in (gradient, jit(gradient)):
+        G, state, params = computed(params, x), tx.init(params), jax.tree.map(jnp.copy, params)
+        updates = jax.jit(update, donate_argnums=(0, 1))(G, state, params)
+        np.testing.assert_allclose(updates["layer1"]["W"].U, expected["layer1"]["W"].U, atol=1e-10)
+
+
 @pytest.mark.parametrize("wrapped", [functools.partial(optax.MultiSteps, every_k_schedule=2), optax.apply_if_finite])
 @pytest.mark.parametrize("form", ["pair", "dense"])
 def test_what_expects_updates_of_the_structure_of_gradients_is_an_error(wrapped, form):
@@ -401,6 +430,117 @@ def test_half_precision_parameters_keep_their_precision():
     assert state.M.dtype == jnp.float32
     updates, _ = jit(tx.update)(pair_of(10, 9, 7).astype(jnp.bfloat16), state, W)
     assert optax.apply_updates(W, updates).dtype == jnp.bfloat16
+
+
+# Several gradients for one step
+
+
+def micro_batches(tx, params, gradient="auto", count=3, steps=3):
+    """Parameters after some steps of so many micro-batches of the same data, and how often a step was traced."""
+    step, traces = stepper(tx, gradient)
+    state, x = tx.init(params), jnp.asarray(normal(99, 12, 7))
+    for _ in range(steps):
+        for part in jnp.split(x, count):
+            params, state, _ = step(params, state, part)
+    return params, len(traces)
+
+
+@pytest.mark.parametrize("gradient", ["pairs", "dense"])
+@pytest.mark.parametrize("place", ["around", "inside"])
+def test_micro_batches_are_one_step_on_all_of_them(place, gradient):
+    """Around the transformations of all kinds of parameters, and inside of each, in a chain."""
+    params = model(2)
+
+    def transformation(around, inside):
+        each = {"adapters": lj.oplora(SCHEDULE, momentum=0.9, iters=2), "others": optax.adam(0.1)}
+        whole = optax.multi_transform({kind: inside(tx) for kind, tx in each.items()}, lj.labels(params))
+        return optax.chain(optax.identity(), around(whole))
+
+    by_three, as_it_is = functools.partial(lj.multi_steps, every_k=3), lambda tx: tx
+    accumulated = (by_three, as_it_is) if place == "around" else (as_it_is, by_three)
+    expected, _ = micro_batches(transformation(as_it_is, as_it_is), params, gradient, count=1)
+    actual, traced = micro_batches(transformation(*accumulated), params, gradient, count=3)
+    assert traced == 1
+    for name, layer in expected.items():
+        assert_equal_matrices(actual[name]["W"], layer["W"], 1e-8)
+        np.testing.assert_allclose(actual[name]["b"], layer["b"], rtol=1e-8)
+
+
+@pytest.mark.parametrize("every_k", [1, 3, lambda step: jnp.where(step < 1, 2, 3)])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_accumulation_of_arrays_is_that_of_optax(every_k, compiled):
+    params = jnp.asarray(normal(0, 4), jnp.float32)
+    ours, theirs = lj.multi_steps(optax.adam(0.1), every_k), optax.MultiSteps(optax.adam(0.1), every_k)
+    state, expected_state = ours.init(params), theirs.init(params)
+    update = jit(ours.update) if compiled else ours.update
+    for call in range(7):
+        G = jnp.asarray(normal(call, 4), jnp.float32)
+        updates, state = update(G, state, params)
+        expected, expected_state = theirs.update(G, expected_state, params)
+        np.testing.assert_allclose(updates, expected, rtol=1e-5, atol=1e-7)
+        assert updates.dtype == expected.dtype
+        assert int(state.mini_step) == expected_state.mini_step
+        assert int(state.gradient_step) == expected_state.gradient_step
+
+
+def test_between_steps_nothing_moves():
+    W, tx = adapter(0, 3, 9, 7), lj.multi_steps(lj.oplora(0.1, momentum=0.9), 3)
+    pairs = [lj.Pair(*adapter(10 + i, 3, 9, 7, rank=4 + i)) for i in range(3)]
+    state = tx.init(W)
+    for G in pairs[:2]:
+        updates, state = tx.update(G, state, W)
+        assert not np.any(updates.U) and not np.any(updates.V) and int(state.inner_state.count) == 0
+    updates, state = tx.update(pairs[2], state, W)
+    plain, mean = lj.oplora(0.1, momentum=0.9), sum(G.to_dense() for G in pairs) / 3
+    expected, _ = plain.update(mean, plain.init(W), W)
+    np.testing.assert_allclose(updates.U, expected.U, atol=1e-10)
+    assert int(state.inner_state.count) == 1 and not np.any(state.mean)
+
+
+def test_what_is_not_finite_is_left_out_of_the_mean():
+    W, tx = adapter(0, 9, 7), lj.apply_if_finite(lj.multi_steps(lj.oplora(0.1), 2))
+    state, update, one, other = tx.init(W), jit(tx.update), pair_of(1, 9, 7), pair_of(3, 9, 7)
+    for G in (one, lj.Pair(jnp.full((9, 5), jnp.nan), one.V), other):
+        updates, state = update(G, state, W)
+    plain = lj.oplora(0.1)
+    expected, _ = plain.update((one.to_dense() + other.to_dense()) / 2, plain.init(W), W)
+    np.testing.assert_allclose(updates.U, expected.U, atol=1e-10)
+    assert int(state.total_notfinite) == 1
+
+
+def test_half_precision_gradients_are_added_up_in_single():
+    W = jax.tree.map(lambda a: a.astype(jnp.bfloat16), adapter(0, 9, 7))
+    tx = lj.multi_steps(lj.svdlora(0.1), 2)
+    state, G = tx.init(W), pair_of(10, 9, 7).astype(jnp.bfloat16)
+    _, state = jit(tx.update)(G, state, W)
+    assert state.mean.dtype == jnp.float32
+    updates, _ = jit(tx.update)(G, state, W)
+    assert updates.dtype == jnp.bfloat16 and np.any(updates.U)
+
+
+def test_further_arguments_reach_the_inner_transformation():
+    W, G = adapter(0, 9, 7), pair_of(10, 9, 7)
+    inner = optax.chain(lj.oplora(0.1), optax.contrib.reduce_on_plateau())
+    for tx in (lj.multi_steps(inner, 1), lj.apply_if_finite(inner)):
+        updates, state = tx.update(G, tx.init(W), W, value=2.0)
+        assert np.any(updates.U) and float(state.inner_state[1].best_value) == 2.0
+
+
+def test_bad_accumulation_is_named():
+    W, tx = adapter(0, 9, 7), lj.multi_steps(lj.oplora(0.1), 2)
+    for k in (0, -1, 2.5, "a", None, np.nan, np.inf):
+        with pytest.raises(ValueError, match=r"`every_k` is .*a positive integer"):
+            lj.multi_steps(lj.oplora(0.1), k)
+    with pytest.raises(ValueError, match="`every_k` is 0"):
+        late = lj.multi_steps(lj.oplora(0.1), lambda step: 0)
+        late.update(pair_of(10, 9, 7), late.init(W), W)
+    state = tx.init({"W": W})
+    with pytest.raises(ValueError, match=r"the gradient of `params\['W'\]` has shape \(9, 1\); \(9, 7\) is needed"):
+        tx.update({"W": jnp.ones((9, 1))}, state, {"W": W})
+    with pytest.raises(ValueError, match="the gradients have the structure"):
+        tx.update({"Z": pair_of(10, 9, 7)}, state, {"W": W})
+    with pytest.raises(TypeError, match=r"`params\['W'\]` is a LowRank and no lorsum.jax.Pair"):
+        tx.update({"W": W}, state, {"W": W})
 
 
 # Singular and not finite, compiled
