@@ -687,7 +687,7 @@ def _product_of_terms(A, B):
 
 def _paired(U, V):
     """The low-rank matrix of two factors, of which one may lack batch dimensions that the other has."""
-    xp, batch = namespace_of(U, V), max(U.shape[:-2], V.shape[:-2], key=len)
+    xp, batch = namespace_of(U, V), np.broadcast_shapes(U.shape[:-2], V.shape[:-2])
     return LowRank(*(xp.broadcast_to(X, (*batch, *X.shape[-2:])) if X.shape[:-2] != batch else X for X in (U, V)))
 
 
