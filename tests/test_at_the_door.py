@@ -496,6 +496,29 @@ def test_a_low_rank_matrix_is_no_array():
             use()
 
 
+@pytest.mark.parametrize(("one", "other"), [((3,), (2, 1)), ((1, 3), (2, 3)), ((2, 1), (1, 3)), ((), (2,)), ((0,), ())])
+def test_products_of_batches_broadcast(one, other):
+    A, B = (LowRank(*rng().normal(size=(2, *batch, M, R))) for batch in (one, other))
+    D = rng().normal(size=(*other, M, N))
+    for X in (A, A + A, A + A.to_dense()):
+        for Y in (B, B + B, B + B.to_dense(), D):
+            expected = formed(X) @ formed(Y)
+            assert (X @ Y).shape == expected.shape
+            np.testing.assert_allclose(formed(X @ Y), expected, rtol=1e-12, atol=1e-12)
+    for X in (A, A + A):
+        operator = LinearOperator((M, N), matvec=lambda x: COUNTS @ x, rmatvec=lambda x: COUNTS.T @ x, dtype=float)
+        np.testing.assert_allclose(formed(X @ operator), formed(X) @ COUNTS, rtol=1e-12, atol=1e-9)
+    with pytest.raises(ValueError, match=r"`@` of shapes \(3, 6, 6\) and \(2, 6, 6\): the batch dimensions"):
+        LowRank(*np.ones((2, 3, M, R))) @ LowRank(*np.ones((2, 2, M, R)))
+
+
+def test_an_operator_times_nothing():
+    operator = LinearOperator((M, N), matvec=lambda x: COUNTS @ x, rmatvec=lambda x: COUNTS.T @ x, dtype=float)
+    empty = LowRank(np.ones((N, 0)), np.ones((N, 0)))
+    assert (empty @ LowRankSum([operator]).T).to_dense().tolist() == np.zeros((N, M)).tolist()
+    assert (LowRankSum([operator]) @ np.ones((N, 0))).shape == (M, 0)
+
+
 @pytest.mark.parametrize("A", [scipy.sparse.csr_array(np.eye(M, N)), aslinearoperator(np.eye(M, N)), W, None], ids=str)
 def test_factors_are_arrays(A):
     for name in ("LowRank", "principal_angles", "update", "lorsum metric" if A is not None else "append_rows"):
@@ -526,6 +549,11 @@ FAULTY = {
     "NaN": (
         LinearOperator((M, N), matvec=lambda x: np.nan * (D @ x), rmatvec=lambda x: np.nan * (D.T @ x), dtype=float),
         (OverflowError, np.linalg.LinAlgError), "NaN",
+    ),
+    "masked numbers": (
+        LinearOperator((M, N), matvec=lambda x: D @ x, rmatvec=lambda x: D.T @ x,
+                       matmat=lambda X: np.ma.array(D @ X, mask=True), dtype=float),
+        TypeError, "`product of an operator` is a masked array",
     ),
     "an error of its own": (
         LinearOperator((M, N), matvec=lambda x: D @ x.reshape(3, 3), rmatvec=lambda x: D.T @ x, dtype=float),
