@@ -32,6 +32,7 @@ __all__ = [
     "namespace_of",
     "normal",
     "ones_like",
+    "refuse_masked",
     "scale_of",
     "zeros_like",
 ]
@@ -66,7 +67,7 @@ def as_array(x, name, *, ndim=2):
     """``x`` as a floating-point array of at least ``ndim`` dimensions; lists and integers become NumPy float64."""
     if type(x) is np.ndarray and x.ndim >= ndim and x.dtype in _NUMPY_FLOATS:
         return x
-    _refuse_masked(x, name)
+    refuse_masked(x, name)
     if not is_array_api_obj(x) or is_numpy_array(x):  # a list, a table, a subclass such as np.matrix
         given = x
         try:
@@ -108,13 +109,13 @@ def _is_known(library, dtype):
     return str(dtype).rpartition(".")[2] in _FLOATS
 
 
-def _refuse_masked(x, name):
+def refuse_masked(x, name):
     """An error for a masked array, also where it hides in a list: what is masked has no value to compute with."""
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"`{name}` is a masked array; give its masked entries a value, by `.filled(value)`.")
     if isinstance(x, (list, tuple)):
         for entry in x:
-            _refuse_masked(entry, name)
+            refuse_masked(entry, name)
 
 
 def is_scalar(x):
@@ -134,7 +135,7 @@ def as_number(x, name="number"):
             raise ValueError(f"`{name}` is an integer of {x.bit_length()} bits; a number below 2¹⁰²³ is needed.")
         return x
     if isinstance(x, (np.generic, np.ndarray)):
-        _refuse_masked(x, name)
+        refuse_masked(x, name)
         if x.dtype.kind not in "biufc" or x.dtype.itemsize > (16 if x.dtype.kind == "c" else 8):
             raise TypeError(f"`{name}` is {x!r}, of dtype {x.dtype}; {_NUMBERS}: convert it, e.g. by float().")
         return x.item()
@@ -165,6 +166,8 @@ def library_of(x):
 
 def is_complex(c):
     """True for a complex number or array."""
+    if type(c) is float:
+        return False
     return isinstance(c, complex) or (is_array_api_obj(c) and "complex" in str(c.dtype))
 
 

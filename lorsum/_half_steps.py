@@ -1,5 +1,7 @@
 """Half a step of LoRSum: the least-squares solution for one factor, the other being fixed."""
 
+import numpy as np
+
 from lorsum._arrays import column_sizes, conj, eps, eye_like, namespace_of
 from lorsum._decompositions import qr, solve, svd
 from lorsum.lowrank import LowRank
@@ -26,11 +28,19 @@ def qr_half_step(W, V, T, S, U0, reg):
 
 
 def gram_half_step(W, V, T, S, U0, reg):
-    """The same with the Gram matrix, as the paper and its Listing 1 solve it."""
-    gram, right = V.mT @ conj(V), W.dot(conj(V))
+    """The same with the Gram matrix, as the paper and its Listing 1 solve it.
+
+    V's columns are scaled by their sizes, or √λ where that is larger, so that no square leaves the range.
+    """
+    xp, size = namespace_of(V), column_sizes(V)
     if reg is not None:
-        gram, right = gram + reg * eye_like(V.shape[-1], V), right + reg * U0
-    return solve(gram.mT, right.mT).mT, None, V, None
+        size = xp.clip(size, min=reg**0.5)
+    B = V / size
+    gram, right = B.mT @ conj(B), W.dot(conj(B))
+    if reg is not None:
+        weight = reg**0.5 / size
+        gram, right = gram + weight**2 * eye_like(V.shape[-1], V), right + reg**0.5 * weight * U0
+    return solve(gram.mT, right.mT).mT / size, None, V, None
 
 
 def solved(half_step, W, V, U0, reg):
@@ -43,14 +53,17 @@ def in_the_papers_gauge(U, S, V, T):
     """(U S, V T) where rounding these costs at most two digits; else (U, V), the same matrix without the loss.
 
     The rounding error of the product is at most ε |U| (|S| |T|ᵀ) |V|ᵀ: a Skeel condition number, blind to column
-    scaling.
+    scaling. Nor is anything lost where the formula's factors leave the range of their dtype.
     """
     if S is None:
         return LowRank._of(U, V)
     xp = namespace_of(T)
     skeel = xp.max(xp.sum(xp.abs(S) @ xp.abs(T).mT, axis=-1, keepdims=True), axis=-2, keepdims=True)
-    harmless = skeel <= 100
-    return LowRank._of(xp.where(harmless, U @ S, U), xp.where(harmless, V @ T, V))
+    with np.errstate(over="ignore", invalid="ignore"):
+        US, VT = U @ S, V @ T
+    finite = [xp.all(xp.all(xp.isfinite(X), axis=-1, keepdims=True), axis=-2, keepdims=True) for X in (US, VT)]
+    harmless = (skeel <= 100) & finite[0] & finite[1]
+    return LowRank._of(xp.where(harmless, US, U), xp.where(harmless, VT, V))
 
 
 def column_space(V):

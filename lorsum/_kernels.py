@@ -57,6 +57,8 @@ def alternating(Us, Vs, dense, weights, problems, iters, v_first, by_gram, blas,
         D, grams = dense[i], (np.empty((0, 0)), np.empty((0, 0)))
         if by_gram:
             grams = _gram(left, m, len(owner), zero, blas), _gram(right, n, len(owner), zero, blas)
+            if _squares_underflow(grams[0], left) or _squares_underflow(grams[1], right):
+                return False
         for p in range(len(problems)):
             start, reg, balance, U, V = problems[p]
             c, first_row = weights[p][owner], np.argmax(owner == start)
@@ -153,13 +155,15 @@ def _iterate(ends, c, first_row, dense, iters, reg, balance, blas):
         final = half == 2 * iters - 1
         ok, C, K, condition = inverse_root(gram, reg)
         B, Q = X, K
-        if not ok or condition * spread > HARMLESS:
+        if not ok or condition * spread > HARMLESS or (not by_gram and _underflows(Z, Xs, X)):
             if by_gram:
                 return False  # the Gram matrices have lost what an orthogonalisation would need
             ok, B, C, K = orthonormal(X, reg)
             if not ok:
                 return False
             Z, Q = _products(Xs, B, R, blas), one
+            if reg > 0 and _underflows(Z, Xs, B):
+                return False
             if reg == 0:
                 X[:], T, N, C, K = B, C @ T, turned(K) @ N, one, one
         before, P = P, _weighted(c, Z @ Q)
@@ -169,6 +173,8 @@ def _iterate(ends, c, first_row, dense, iters, reg, balance, blas):
         else:
             other, T, N, last = T, turned(K) @ N, C @ T, K
             if final and not balance and _cost_of_gauge(T, N) <= HARMLESS_GAUGE:
+                if _weights_underflow(P, T, X):
+                    return False
                 P, Q, last = P @ T, Q @ T, other
         if by_gram:
             Z, gram, spread = _products_by_gram(H, P)
@@ -177,6 +183,8 @@ def _iterate(ends, c, first_row, dense, iters, reg, balance, blas):
             Z, gram, spread = _combine_and_multiply(Ys, P, D, upright, A, Y, not final, blas)
         X, Y, Xs, Ys, G, H, upright = Y, X, Ys, Xs, H, G, not upright
     if by_gram:
+        if _weights_underflow(before, last, X):
+            return False
         combine(Xs, P, X, blas)
         combine(Ys, before @ last, Y, blas)
     elif reg == 0:
@@ -280,6 +288,71 @@ def _add_products(Xs, x, X, part, Z, blas):
                 gemm(blas[0], False, True, rows, X, 0.0, part[row + first : row + first + len(rows)])
         row += rank
     Z += part
+
+
+# --- what underflows ---
+
+
+@kernel
+def _underflows(Z, Xs, X):
+    """True if a number in Z is what underflow has left of the product of a column of X and one of a factor."""
+    row, sizes = 0, np.empty(0)
+    for j in range(len(Xs)):
+        A, by_columns = Xs[j]
+        for k in range(_rank(A, by_columns)):
+            size = -1.0
+            for a in range(len(X)):
+                if not abs(Z[row, a]) < _normal(X):
+                    continue
+                if len(sizes) == 0:
+                    sizes = np.array([_largest(X, False, b) for b in range(len(X))])
+                if size < 0:
+                    size = _largest(A, by_columns, k)
+                if size > 0 and sizes[a] > 0 and size * sizes[a] < _normal(X):
+                    return True
+            row += 1
+    return False
+
+
+@kernel
+def _squares_underflow(G, Xs):
+    """True if a column's square in the Gram matrix G is what underflow has left of it: so may be its other products."""
+    row = 0
+    for j in range(len(Xs)):
+        A, by_columns = Xs[j]
+        for k in range(_rank(A, by_columns)):
+            if not G[row, row] >= _normal(A) and _largest(A, by_columns, k) > 0:
+                return True
+            row += 1
+    return False
+
+
+@kernel
+def _weights_underflow(P, T, X):
+    """True if a number of P T is what underflow has left of it, in the dtype of X."""
+    product = P @ T
+    for j in range(len(P)):
+        for a in range(len(T)):
+            if abs(product[j, a]) < _normal(X):
+                for b in range(len(T)):
+                    if P[j, b] != 0 and T[b, a] != 0:
+                        return True
+    return False
+
+
+@kernel
+def _normal(X):
+    """The size below which sums of products begin to lose digits to underflow."""
+    return np.finfo(X.dtype).tiny / np.finfo(X.dtype).eps
+
+
+@kernel
+def _largest(A, by_columns, k):
+    """The largest number, without its sign, in the k-th row of a factor."""
+    largest = 0.0
+    for x in range(A.shape[-2] if by_columns else A.shape[-1]):
+        largest = max(largest, abs(A[x, k] if by_columns else A[k, x]))
+    return largest
 
 
 # --- Gram matrices ---

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from lorsum._arrays import refuse_masked
+
 __all__ = ["as_operator", "check_adjoints", "dense_of", "floating_dtype", "is_operator", "is_sparse", "operator_times"]
 
 _NUMBERS = "real or complex numbers of up to double precision are needed"
@@ -43,12 +45,15 @@ def floating_dtype(A):
 
 def operator_times(A, X):
     """A X as an array of its right shape, in floating point where X is."""
+    if 0 in X.shape:  # of which SciPy's operators make no product
+        return np.zeros((*X.shape[:-2], A.shape[0], X.shape[-1]), X.dtype)
     try:
-        Y = np.asarray(A.matmat(X.reshape(*X.shape[-2:]))) if X.ndim == 2 else _batch(A, X)
+        Y = A.matmat(X) if X.ndim == 2 else _batch(A, X)
     except Exception as error:
         error.add_note(f"raised by the operator {A!r} in a product with an array of shape {X.shape}")
         raise
-    expected = (*X.shape[:-2], A.shape[0], X.shape[-1])
+    refuse_masked(Y, "product of an operator")
+    Y, expected = np.asarray(Y), (*X.shape[:-2], A.shape[0], X.shape[-1])
     if Y.shape != expected:
         raise _noted(ValueError(f"the operator {A!r} gives a product of shape {Y.shape}; {expected} is right."))
     if not _is_numeric(Y.dtype):

@@ -18,6 +18,7 @@ SWEEPS = 30  # at the most: eight are the most that was seen
 TWO_PASSES_IN_DOUBLE = 30.0  # two Cholesky factors cost nothing
 TWO_PASSES_IN_SINGLE = 1e4
 DEPENDENT = 1e13  # columns are independent
+SMALLEST_SQUARE = 1e-280  # in float64: what is smaller has lost digits to underflow, or its inverse's squares overflow
 
 
 @kernel
@@ -66,7 +67,7 @@ def inverse_root(gram, reg):
             x = C[k, i]
             for j in range(i, r):
                 C[i, j] -= x * C[k, j]
-        if not (C[i, i] > 0 and C[i, i] < np.inf):
+        if not (C[i, i] > SMALLEST_SQUARE and C[i, i] < np.inf):
             return False, C, C, np.inf
         x = 1 / np.sqrt(C[i, i])
         for j in range(i, r):

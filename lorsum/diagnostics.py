@@ -356,4 +356,5 @@ def _largest_angle(A, B):
 
 def _condition(A):
     s = svdvals(A)
-    return as_float(s[0] / s[-1]) if s[-1] > 0 else float("inf")
+    largest, smallest = as_float(s[0]), as_float(s[-1])
+    return largest / smallest if smallest > 0 else float("inf")  # of Python's numbers, which overflow in silence

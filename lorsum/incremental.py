@@ -13,6 +13,7 @@ from lorsum._arrays import (
     eps,
     is_finite,
     namespace_of,
+    refuse_masked,
 )
 from lorsum._brand import added, loss_of_orthogonality, orthonormal_to_rounding, padded, recompressed
 from lorsum._display import dtype_name, shape_text
@@ -347,6 +348,7 @@ class IncrementalSVD:
 
 def _without(Q, indices):
     """The rows of Q that are not in ``indices``."""
+    refuse_masked(indices, "indices")
     size, indices = Q.shape[0], np.atleast_1d(np.asarray(indices))
     if indices.ndim > 1 or (indices.size and indices.dtype.kind not in "iu"):
         raise TypeError(

@@ -437,9 +437,10 @@ class LowRankSum(_Linear):
     def dtype(self):
         """Floating-point dtype that the terms and complex coefficients promote to; Python's numbers keep precision."""
         xp = self.namespace
-        dtypes = {floating_dtype(term) if is_operator(term) else term.dtype for term in self.terms} - {None}
+        operators = [floating_dtype(term) for term in self.terms if is_operator(term)]
+        dtypes = {term.dtype for term in self.terms if not is_operator(term)}.union(operators) - {None}
         dtype = dtypes.pop() if len(dtypes) == 1 else xp.result_type(*(dtypes or (xp.float64,)))
-        if xp.isdtype(dtype, ("bool", "integral")):  # of operators alone
+        if operators and xp.isdtype(dtype, ("bool", "integral")):  # of operators alone
             dtype = xp.result_type(xp.float64)
         return xp.result_type(dtype, xp.complex64) if any(map(is_complex, self.coefficients)) else dtype
 
@@ -651,6 +652,11 @@ def _check_inner(left, right):
     rows = right.shape[0] if len(right.shape) == 1 else right.shape[-2]
     if left.shape[-1] != rows:
         raise ValueError(f"`@` of shapes {tuple(left.shape)} and {tuple(right.shape)}: {left.shape[-1]} ≠ {rows}.")
+    one, other = left.shape[:-2], right.shape[:-2]
+    if one and other and one != other and any(m != n and 1 not in (m, n) for m, n in zip(one[::-1], other[::-1])):
+        raise ValueError(
+            f"`@` of shapes {tuple(left.shape)} and {tuple(right.shape)}: the batch dimensions are not equal, nor 1."
+        )
 
 
 def _times_in_common_dtype(A, X):
@@ -687,7 +693,9 @@ def _product_of_terms(A, B):
 
 def _paired(U, V):
     """The low-rank matrix of two factors, of which one may lack batch dimensions that the other has."""
-    xp, batch = namespace_of(U, V), max(U.shape[:-2], V.shape[:-2], key=len)
+    if U.shape[:-2] == V.shape[:-2]:
+        return LowRank(U, V)
+    xp, batch = namespace_of(U, V), np.broadcast_shapes(U.shape[:-2], V.shape[:-2])
     return LowRank(*(xp.broadcast_to(X, (*batch, *X.shape[-2:])) if X.shape[:-2] != batch else X for X in (U, V)))
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lorsum._arrays import as_array, as_count, as_rank
+from lorsum._arrays import as_array, as_count, as_rank, refuse_masked
 from lorsum.lowrank import LowRank
 
 __all__ = ["Layer", "accuracy", "backward", "cross_entropy", "forward", "gradients", "mlp"]
@@ -167,6 +167,8 @@ def cross_entropy(logits, labels):
     ------
     ValueError
         If the shapes do not agree or a label is no class.
+    TypeError
+        If the labels are no integers.
 
     Examples
     --------
@@ -174,9 +176,11 @@ def cross_entropy(logits, labels):
     >>> round(loss, 4), gradient
     (0.6931, array([[-0.5,  0.5]]))
     """
-    labels = np.asarray(labels)
-    if labels.shape != logits.shape[:1]:
-        raise ValueError(f"`labels` has shape {labels.shape}; one label for each of {logits.shape[0]} rows is needed.")
+    logits = as_array(logits, "logits")
+    if logits.ndim > 2 or 0 in logits.shape or logits.dtype.kind == "c":
+        needed = "real numbers are needed, one row for each example"
+        raise ValueError(f"`logits` has shape {logits.shape} and dtype {logits.dtype}; {needed}.")
+    labels = _as_labels(labels, len(logits))
     if labels.size and not 0 <= labels.min() <= labels.max() < logits.shape[1]:
         raise ValueError(f"`labels` run from {labels.min()} to {labels.max()}; classes are 0 to {logits.shape[1] - 1}.")
     rows = np.arange(len(labels))
@@ -191,7 +195,19 @@ def cross_entropy(logits, labels):
 
 def accuracy(layers, X, labels):
     """Share of the examples whose largest output is their label."""
-    return float(np.mean(forward(layers, X)[0].argmax(axis=1) == labels))
+    outputs = forward(layers, X)[0]
+    return float(np.mean(outputs.argmax(axis=1) == _as_labels(labels, len(outputs))))
+
+
+def _as_labels(labels, count):
+    """The classes of so many examples, as an array of integers."""
+    refuse_masked(labels, "labels")
+    labels = np.asarray(labels)
+    if labels.shape != (count,):
+        raise ValueError(f"`labels` has shape {labels.shape}; one label for each of {count} rows is needed.")
+    if labels.size and labels.dtype.kind not in "iu":
+        raise TypeError(f"`labels` has dtype {labels.dtype}; integers from 0 are needed: convert it by `.astype(int)`.")
+    return labels.astype(np.int64)
 
 
 def _output(layer, X):

@@ -358,6 +358,57 @@ def test_finite_answers_near_the_ends_of_single_precision(u, v, c):
     assert float(target.norm()) == pytest.approx(scale * float(A.norm()), rel=near)
 
 
+def iterated(D, X, iters):
+    """LoRSum from V, λ = 0, as orthogonal iteration on an array: what it gives whatever the factors' sizes."""
+    Q = np.linalg.qr(X / np.abs(X).max(axis=0))[0]
+    for _ in range(iters):
+        P = np.linalg.qr(D @ Q.conj())[0]
+        Q = np.linalg.qr(D.T @ P.conj())[0]
+    return P @ (D.T @ P.conj()).T
+
+
+MIXED = {  # exponents of each term's columns: U, V, and the coefficient
+    "one size of V": [(0, -30, 0), (-30, 0, 0)],
+    "two sizes of V": [([0, 18], [2, -20], 0), ([-27, -16], [36, 27], -9)],
+    "undone by a coefficient": [([0, 30], [0, -30], 0), (0, 30, -30)],
+    "what is combined at the end": [([16, 13], [-16, -13], 0), ([35, -25], [-34, 26], 0), (0, 0, 0)],
+}
+
+
+@pytest.mark.parametrize("sizes", MIXED.values(), ids=MIXED)
+@pytest.mark.parametrize(("dtype", "times"), [(np.float32, 1), (np.complex64, 1), (np.float64, 8), (np.complex128, 8)])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"method": "direct"}, {"method": "coefficients"}, {"solver": "qr"}, {"solver": "gram"},
+     {"gauge": "balanced"}, {"callback": ls.History()}],
+    ids=["default", "direct", "coefficients", "qr", "gram", "balanced", "history"],
+)  # fmt: skip
+def test_columns_of_any_size_keep_their_weight(sizes, dtype, times, options):
+    """Products of small columns underflow, and must not take a term with them that another factor makes large."""
+    terms, coefficients, dense = [], [], 0
+    for i, (u, v, c) in enumerate(sizes):
+        A = normal_lowrank(np.random.default_rng(i), M, N, R, dtype)
+        u, v, c = times * np.asarray(u), times * np.asarray(v), times * c
+        U, V = A.U * 10.0**u, A.V * 10.0**v
+        terms.append(LowRank(U.astype(dtype), V.astype(dtype)))
+        coefficients.append(10.0**c)
+        dense = dense + A.U.astype(complex) * 10.0 ** (u + v + c) @ A.V.T
+    X = ls.lorsum(LowRankSum(terms, coefficients), iters=2, **options)
+    size = np.abs(dense).max()
+    expected = iterated(dense / size, terms[0].V.astype(complex), 2)
+    assert distance(X.U.astype(complex) @ X.V.T / size, expected) < 1e4 * np.finfo(dtype).eps
+    if "callback" in options:
+        assert not np.isnan(options["callback"].condition).any()
+
+
+@pytest.mark.parametrize("reg", [1e-3, 1e3])
+@pytest.mark.parametrize(("u", "v"), [(1e200, 1e-200), (1e-200, 1e200), ([1e170, 1.0], [1e-170, 1.0])])
+def test_the_proximal_term_of_gram_matrices_near_the_ends(reg, u, v):
+    """A target that is the start is a fixed point for every λ."""
+    A = LowRank(W.U * u, W.V * v)
+    np.testing.assert_allclose(ls.lorsum(A, reg=reg, solver="gram").to_dense(), W.to_dense(), rtol=1e-10, atol=1e-12)
+
+
 def test_norms_of_huge_complex_parts():
     with np.errstate(over="ignore"):
         assert float(LowRankSum([np.full((2, 2), 1.7e308 * (1 + 1j))]).norm()) == np.inf  # which no double holds
@@ -445,6 +496,29 @@ def test_a_low_rank_matrix_is_no_array():
             use()
 
 
+@pytest.mark.parametrize(("one", "other"), [((3,), (2, 1)), ((1, 3), (2, 3)), ((2, 1), (1, 3)), ((), (2,)), ((0,), ())])
+def test_products_of_batches_broadcast(one, other):
+    A, B = (LowRank(*rng().normal(size=(2, *batch, M, R))) for batch in (one, other))
+    D = rng().normal(size=(*other, M, N))
+    for X in (A, A + A, A + A.to_dense()):
+        for Y in (B, B + B, B + B.to_dense(), D):
+            expected = formed(X) @ formed(Y)
+            assert (X @ Y).shape == expected.shape
+            np.testing.assert_allclose(formed(X @ Y), expected, rtol=1e-12, atol=1e-12)
+    for X in (A, A + A):
+        operator = LinearOperator((M, N), matvec=lambda x: COUNTS @ x, rmatvec=lambda x: COUNTS.T @ x, dtype=float)
+        np.testing.assert_allclose(formed(X @ operator), formed(X) @ COUNTS, rtol=1e-12, atol=1e-9)
+    with pytest.raises(ValueError, match=r"`@` of shapes \(3, 6, 6\) and \(2, 6, 6\): the batch dimensions"):
+        LowRank(*np.ones((2, 3, M, R))) @ LowRank(*np.ones((2, 2, M, R)))
+
+
+def test_an_operator_times_nothing():
+    operator = LinearOperator((M, N), matvec=lambda x: COUNTS @ x, rmatvec=lambda x: COUNTS.T @ x, dtype=float)
+    empty = LowRank(np.ones((N, 0)), np.ones((N, 0)))
+    assert (empty @ LowRankSum([operator]).T).to_dense().tolist() == np.zeros((N, M)).tolist()
+    assert (LowRankSum([operator]) @ np.ones((N, 0))).shape == (M, 0)
+
+
 @pytest.mark.parametrize("A", [scipy.sparse.csr_array(np.eye(M, N)), aslinearoperator(np.eye(M, N)), W, None], ids=str)
 def test_factors_are_arrays(A):
     for name in ("LowRank", "principal_angles", "update", "lorsum metric" if A is not None else "append_rows"):
@@ -475,6 +549,11 @@ FAULTY = {
     "NaN": (
         LinearOperator((M, N), matvec=lambda x: np.nan * (D @ x), rmatvec=lambda x: np.nan * (D.T @ x), dtype=float),
         (OverflowError, np.linalg.LinAlgError), "NaN",
+    ),
+    "masked numbers": (
+        LinearOperator((M, N), matvec=lambda x: D @ x, rmatvec=lambda x: D.T @ x,
+                       matmat=lambda X: np.ma.array(D @ X, mask=True), dtype=float),
+        TypeError, "`product of an operator` is a masked array",
     ),
     "an error of its own": (
         LinearOperator((M, N), matvec=lambda x: D @ x.reshape(3, 3), rmatvec=lambda x: D.T @ x, dtype=float),

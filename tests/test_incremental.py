@@ -531,3 +531,8 @@ def test_arrays_of_another_library_are_refused():
     torch = pytest.importorskip("torch")
     with pytest.raises(TypeError, match=r"`U` is a numpy.ndarray and `A` a torch.Tensor"):
         IncrementalSVD(U, S, VH).update(torch.ones(4), torch.ones(3))
+
+
+def test_masked_indices_are_refused():
+    with pytest.raises(TypeError, match="`indices` is a masked array"):
+        IncrementalSVD.zeros((4, 3)).remove_columns(np.ma.array([0, 1], mask=[True, False]))

@@ -198,6 +198,22 @@ def test_accuracy_is_the_share_of_hits():
     assert accuracy([layer], np.eye(3), np.array([0, 1, 0])) == pytest.approx(2 / 3)
 
 
+@pytest.mark.parametrize("dtype", ["u1", "i1", ">i2", ">f4", "f2"])
+def test_integer_logits_do_not_wrap(dtype):
+    """A difference of integers is no longer one of their own dtype."""
+    top = 255 if dtype == "u1" else 100
+    loss, gradient = cross_entropy(np.array([[0, top, 1]], dtype), [0])
+    assert loss == pytest.approx(top, rel=1e-3)
+    np.testing.assert_allclose(gradient, [[-1, 1, 0]], atol=1e-3)
+
+
+def test_accuracy_wants_one_label_for_each_example():
+    layer = Layer(np.eye(3), LowRank(np.zeros((3, 1)), np.zeros((3, 1))), np.zeros(3))
+    for labels in ([0], [[0], [1], [2]], 0):  # which NumPy would broadcast
+        with pytest.raises(ValueError, match="`labels` has shape"):
+            accuracy([layer], np.eye(3), labels)
+
+
 # --- bad input ---
 
 
@@ -216,6 +232,12 @@ def test_accuracy_is_the_share_of_hits():
         (lambda: cross_entropy(np.ones((2, 3)), np.array([[0], [1]])), ValueError, r"`labels` has shape \(2, 1\)"),
         (lambda: cross_entropy(np.ones((2, 3)), np.array([0, 3])), ValueError, "`labels` run from 0 to 3"),
         (lambda: cross_entropy(np.ones((2, 3)), np.array([-1, 0])), ValueError, "`labels` run from -1"),
+        (lambda: cross_entropy(np.ones((2, 3)), [0.0, 1.0]), TypeError, "`labels` has dtype float64"),
+        (lambda: cross_entropy(np.ones((2, 3)), [True, False]), TypeError, "`labels` has dtype bool"),
+        (lambda: cross_entropy(np.ones((2, 3)), np.ma.array([0, 1])), TypeError, "`labels` is a masked array"),
+        (lambda: cross_entropy(np.ma.ones((2, 3)), [0, 1]), TypeError, "`logits` is a masked array"),
+        (lambda: cross_entropy(1j * np.ones((2, 3)), [0, 1]), ValueError, "`logits` has shape .* complex128"),
+        (lambda: cross_entropy(np.ones((0, 3)), []), ValueError, r"`logits` has shape \(0, 3\)"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(call, kind, message):

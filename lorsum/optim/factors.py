@@ -191,10 +191,19 @@ def checked_gradient(W, G):
     if isinstance(W, LowRank):
         G = as_sum(G, "G")
         arrays = G.arrays() or [W.U]
-        return G.astype(computing_dtype(common_namespace(W=W.U, G=arrays[0]), W.dtype))
+        dtype = computing_dtype(common_namespace(W=W.U, G=arrays[0]), W.dtype)
+        _refuse_complex(W, G)
+        return G.astype(dtype)
     G = G.to_dense() if hasattr(G, "to_dense") else as_array(G, "G", ndim=0)
     dtype = computing_dtype(common_namespace(W=W, G=G), W.dtype)
+    _refuse_complex(W, G)
     return G if G.dtype == dtype else namespace_of(G).astype(G, dtype)
+
+
+def _refuse_complex(W, G):
+    """An error where the imaginary part of a gradient would be dropped."""
+    if G.dtype != W.dtype and "complex" in str(G.dtype) and "complex" not in str(W.dtype):
+        raise TypeError(f"`G` has dtype {G.dtype} and `W` {W.dtype}: take the real part, or make `W` complex.")
 
 
 def rebuilt(W, arrays):

@@ -99,3 +99,13 @@ def test_a_gradient_of_another_shape_or_library_is_named(rule):
         rule.step(W, G.T, rule.init(W, rng=0))
     with pytest.raises(TypeError, match="`G`"):
         rule.step(W, in_torch(G, torch.float64), rule.init(W, rng=0))
+
+
+@every_rule
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("library", [np.asarray, torch.asarray])
+def test_the_imaginary_part_of_a_gradient_is_not_dropped(rule, dense, library):
+    W, G = (LowRank(*map(library, A)) for A in problem())
+    G = 1j * G.to_dense() if dense else LowRank(1j * G.U, G.V)
+    with pytest.raises(TypeError, match=r"`G` has dtype .*complex128 and `W` .*float64: take the real part"):
+        rule.step(W, G, rule.init(W, rng=0))
