@@ -196,7 +196,7 @@ def test_a_rank_of_zero_is_named():
         (lambda: lorsum(empty), "init.rank"),
         (lambda: lorsum(empty, oversample=1), "init.rank"),
         (lambda: lorsum_until(empty, 0.1), "init.rank"),
-        (lambda: gap(empty, W), "approx.rank"),
+        (lambda: gap(empty, W), "rank"),
         (lambda: truncated_svd(empty, 0), "rank"),
         (lambda: History(rank=0), "rank"),
     ):
