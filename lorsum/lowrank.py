@@ -653,8 +653,8 @@ def _check_inner(left, right):
     if left.shape[-1] != rows:
         raise ValueError(f"`@` of shapes {tuple(left.shape)} and {tuple(right.shape)}: {left.shape[-1]} ≠ {rows}.")
     one, other = left.shape[:-2], right.shape[:-2]
-    last_first = zip(one[::-1], other[::-1], strict=False)
-    if one != other and any(m != n and 1 not in (m, n) for m, n in last_first):
+    pairs = zip(one[::-1], other[::-1], strict=False)  # a batch may have fewer dimensions
+    if one != other and any(p != q and 1 not in (p, q) for p, q in pairs):
         raise ValueError(
             f"`@` of shapes {tuple(left.shape)} and {tuple(right.shape)}: the batch dimensions are not equal, nor 1."
         )
