@@ -50,7 +50,13 @@ def operator_times(A, X):
     try:
         Y = A.matmat(X) if X.ndim == 2 else _batch(A, X)
     except Exception as error:
-        error.add_note(f"raised by the operator {A!r} in a product with an array of shape {X.shape}")
+        note = f"raised by the operator {A!r} in a product with an array of shape {X.shape}"
+        transposed = getattr(A, "A", None)  # what SciPy's transposes are made of
+        if is_operator(transposed) and _lacks_adjoint(transposed):
+            missing = ValueError(f"the operator {transposed!r} has no `rmatvec`, or one that fails: Aᴴ x is needed.")
+            missing.add_note(note)
+            raise missing from error
+        error.add_note(note)
         raise
     refuse_masked(Y, "product of an operator")
     Y, expected = np.asarray(Y), (*X.shape[:-2], A.shape[0], X.shape[-1])
@@ -78,12 +84,16 @@ def dense_of(A, dtype):
 def check_adjoints(name, operators):
     """An error if one of the operators lacks the products with its adjoint."""
     for A in operators:
-        try:
-            A.rmatmat(np.zeros((A.shape[0], 1)))
-        except (NotImplementedError, TypeError) as error:  # SciPy calls the None that it was given
-            raise ValueError(
-                f"`{name}` has an operator without `rmatvec`, or one that fails: Aᴴ x is needed."
-            ) from error
+        if _lacks_adjoint(A):
+            raise ValueError(f"`{name}` has an operator without `rmatvec`, or one that fails: Aᴴ x is needed.")
+
+
+def _lacks_adjoint(A):
+    try:
+        A.rmatmat(np.zeros((A.shape[0], 1)))
+    except (NotImplementedError, TypeError):  # SciPy calls the None that it was given
+        return True
+    return False
 
 
 def _is_numeric(dtype):

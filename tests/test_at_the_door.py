@@ -575,6 +575,13 @@ def test_an_operator_at_fault_is_told(fault):
             use()
 
 
+def test_products_that_need_an_adjoint_that_is_not_there():
+    A, _, _ = FAULTY["no rmatvec"]
+    for use in (lambda: W.T @ A, lambda: (W + A).T @ np.ones(M), lambda: (W + A).T.dot(np.ones((M, 2)))):
+        with pytest.raises(ValueError, match="has no `rmatvec`, or one that fails"):
+            use()
+
+
 def test_operators_of_numbers_that_are_too_long():
     for A in (scipy.sparse.csr_array(D.astype(np.longdouble)), aslinearoperator(D.astype(np.longdouble))):
         for use in (
