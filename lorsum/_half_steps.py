@@ -1,6 +1,9 @@
 """Half a step of LoRSum: the least-squares solution for one factor, the other being fixed."""
 
+from contextlib import nullcontext
+
 import numpy as np
+from array_api_compat import is_numpy_array
 
 from lorsum._arrays import column_sizes, conj, eps, eye_like, namespace_of
 from lorsum._decompositions import qr, solve, svd
@@ -59,7 +62,8 @@ def in_the_papers_gauge(U, S, V, T):
         return LowRank._of(U, V)
     xp = namespace_of(T)
     skeel = xp.max(xp.sum(xp.abs(S) @ xp.abs(T).mT, axis=-1, keepdims=True), axis=-2, keepdims=True)
-    with np.errstate(over="ignore", invalid="ignore"):
+    # Only NumPy warns; torch.compile follows no errstate
+    with np.errstate(over="ignore", invalid="ignore") if is_numpy_array(T) else nullcontext():
         US, VT = U @ S, V @ T
     finite = [xp.all(xp.all(xp.isfinite(X), axis=-1, keepdims=True), axis=-2, keepdims=True) for X in (US, VT)]
     harmless = (skeel <= 100) & finite[0] & finite[1]
