@@ -329,14 +329,17 @@ def _squares_underflow(G, Xs):
 
 @kernel
 def _weights_underflow(P, T, X):
-    """True if a number of P T is what underflow has left of it, in the dtype of X."""
+    """True if a number of P T is what underflow has left of it, in the dtype of X; what cancels is no less exact."""
     product = P @ T
     for j in range(len(P)):
         for a in range(len(T)):
             if abs(product[j, a]) < _normal(X):
+                largest, any_ = 0.0, False
                 for b in range(len(T)):
-                    if P[j, b] != 0 and T[b, a] != 0:
-                        return True
+                    largest = max(largest, abs(P[j, b] * T[b, a]))
+                    any_ |= P[j, b] != 0 and T[b, a] != 0
+                if any_ and largest < _normal(X):
+                    return True
     return False
 
 
