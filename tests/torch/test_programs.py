@@ -67,7 +67,8 @@ class Program:
         self.layers = {name: getattr(self.model, name) for name in NAMES}
         if options["zero"] is not None:
             nn.init.zeros_(getattr(self.model.middle, options["zero"]).weight)
-        rule = {"lr": 0.05, "momentum": options["momentum"]}
+        # Large steps saturate tanh, whose derivative 1 - t² has no digits left in half precision
+        rule = {"lr": 1e-4 if self.dtype == torch.bfloat16 else 0.05, "momentum": options["momentum"]}
         self.optimizer = OPLoRA(self.model, gradient=options["gradient"], overlap=options["overlap"], **rule)
         self.rule = OPLoRA.Rule(**rule)
         self.states: dict = {}
