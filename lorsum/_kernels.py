@@ -173,9 +173,10 @@ def _iterate(ends, c, first_row, dense, iters, reg, balance, blas):
         else:
             other, T, N, last = T, turned(K) @ N, C @ T, K
             if final and not balance and _cost_of_gauge(T, N) <= HARMLESS_GAUGE:
-                if _weights_underflow(P, T, X):
+                PT = P @ T
+                if _underflow_left(PT, P, T, X):
                     return False
-                P, Q, last = P @ T, Q @ T, other
+                P, Q, last = PT, Q @ T, other
         if by_gram:
             Z, gram, spread = _products_by_gram(H, P)
         else:
@@ -183,10 +184,11 @@ def _iterate(ends, c, first_row, dense, iters, reg, balance, blas):
             Z, gram, spread = _combine_and_multiply(Ys, P, D, upright, A, Y, not final, blas)
         X, Y, Xs, Ys, G, H, upright = Y, X, Ys, Xs, H, G, not upright
     if by_gram:
-        if _weights_underflow(before, last, X):
+        PT = before @ last
+        if _underflow_left(PT, before, last, X):
             return False
         combine(Xs, P, X, blas)
-        combine(Ys, before @ last, Y, blas)
+        combine(Ys, PT, Y, blas)
     elif reg == 0:
         Y[:] = times(last, Y, blas)
     if balance:
@@ -328,12 +330,11 @@ def _squares_underflow(G, Xs):
 
 
 @kernel
-def _weights_underflow(P, T, X):
+def _underflow_left(PT, P, T, X):
     """True if a number of P T is what underflow has left of it, in the dtype of X; what cancels is no less exact."""
-    product = P @ T
     for j in range(len(P)):
         for a in range(len(T)):
-            if abs(product[j, a]) < _normal(X):
+            if abs(PT[j, a]) < _normal(X):
                 largest, any_ = 0.0, False
                 for b in range(len(T)):
                     largest = max(largest, abs(P[j, b] * T[b, a]))
