@@ -17,6 +17,7 @@ __all__ = [
     "as_generator",
     "as_number",
     "as_rank",
+    "as_real",
     "column_sizes",
     "common_namespace",
     "computing_dtype",
@@ -142,6 +143,14 @@ def as_number(x, name="number"):
     if isinstance(x, Number) and not isinstance(x, (float, complex)):  # a fraction
         return float(x) if isinstance(x, Real) else complex(x)  # type: ignore[call-overload]
     return x
+
+
+def as_real(x, name):
+    """A real number, as Python's float."""
+    x = as_number(x, name) if is_scalar(x) else x
+    if not is_scalar(x) or is_complex(x):
+        raise TypeError(f"`{name}` is {x!r}; a real number is needed.")
+    return float(x)
 
 
 def as_coefficient(c, like, name="coefficient"):

@@ -7,13 +7,11 @@ from numpy.linalg import LinAlgError
 from lorsum._arrays import (
     as_count,
     as_float,
-    as_number,
     as_rank,
+    as_real,
     computing_dtype,
     eps,
     frobenius,
-    is_complex,
-    is_scalar,
     namespace_of,
 )
 from lorsum._decompositions import svdvals
@@ -152,10 +150,7 @@ def _checked(target, init, tol):
     check_init(init, target)
     as_rank(init.rank, init.shape, "init.rank")
     require_finite(target=target, init=as_sum(init))
-    tol = as_number(tol, "tol") if is_scalar(tol) else tol
-    if not is_scalar(tol) or is_complex(tol):
-        raise TypeError(f"`tol` is {tol!r}; a real number is needed.")
-    number = float(tol)
+    number = as_real(tol, "tol")
     if not 0 <= number < float("inf"):
         raise ValueError(f"`tol` is {tol}; a finite number of at least 0 is needed.")
     return number

@@ -9,11 +9,9 @@ from lorsum import _compiled as compiled
 from lorsum._arrays import (
     as_count,
     as_generator,
-    as_number,
     as_rank,
+    as_real,
     computing_dtype,
-    is_complex,
-    is_scalar,
     namespace_of,
     zeros_like,
 )
@@ -238,10 +236,7 @@ def _checked_size(A, rank, rtol):
 
 def as_tolerance(value, name):
     """``value`` as a float t with 0 ≤ t < 1."""
-    value = as_number(value, name) if is_scalar(value) else value
-    if not is_scalar(value) or is_complex(value):
-        raise TypeError(f"`{name}` is {value!r}; a real number is needed.")
-    number = float(value)
+    number = as_real(value, name)
     if not 0 <= number < 1:
         raise ValueError(f"`{name}` is {value!r}; 0 ≤ {name} < 1 is needed.")
     return number
