@@ -30,8 +30,8 @@ _LABELS = {
     "lora adamw": "LoRA AdamW",
 }
 _PREFERENCES = {
-    "oplora": {"start": "V"},  # as the published code, and better at K = 1: the last half-step is on the noisier side
-    "projected oplora": {"start": "V"},
+    "oplora": {"first": "V"},  # as the published code, and better at K = 1: the last half-step is on the noisier side
+    "projected oplora": {"first": "V"},
     "preconditioned adamw": {"weight_decay": 1e-4},
     "lora adamw": {"weight_decay": 1e-4},
     "full adamw": {"weight_decay": 1e-4},

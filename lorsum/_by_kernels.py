@@ -9,7 +9,7 @@ from lorsum.lowrank import LowRank
 __all__ = ["by_kernels"]
 
 
-def by_kernels(problems, iters, start, method):
+def by_kernels(problems, iters, first, method):
     """What :func:`lorsum.lorsum` gives for each problem, or None where the kernels are not for it.
 
     They are not for other arrays than NumPy's, dependent columns, and what is not finite.
@@ -18,7 +18,7 @@ def by_kernels(problems, iters, start, method):
     ----------
     problems : list of tuple
         A target, init, λ (or None for 0) and whether to balance the result.
-    iters, start, method
+    iters, first, method
         As for ``lorsum``.
     """
     if type(problems[0][1].U) is not np.ndarray:
@@ -31,7 +31,7 @@ def by_kernels(problems, iters, start, method):
         (first, rank, 0.0 if reg is None else reg, balance)
         for first, rank, (_, _, reg, balance) in zip(starts, ranks, problems, strict=True)
     ]
-    R, v_first, factors = sum([A.rank for A in terms]), start == "V", None
+    R, v_first, factors = sum([A.rank for A in terms]), first == "V", None
     if method == "coefficients" or (
         method == "auto" and gram_matrices_cost_less(terms[0].shape, R, ranks, iters, dense=bool(dense))
     ):

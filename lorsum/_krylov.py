@@ -9,13 +9,13 @@ from lorsum.svd import truncated_svd
 __all__ = ["krylov"]
 
 
-def krylov(W, X0, iters, reg, start, half_step, observe):
+def krylov(W, X0, iters, reg, first, half_step, observe):
     """Block Golub–Kahan bidiagonalisation with full reorthogonalisation, as a sweep of :func:`lorsum.lorsum`.
 
     Q is an orthonormal basis of all left iterates. Each of its blocks is multiplied by Wᵀ anyway, so that P = Wᵀ Q̄
     comes at no cost, and the best approximation in the span is the truncated SVD of Q Qᴴ W = Q Pᵀ.
     """
-    if start == "V":
+    if first == "V":
         return krylov(W.T, X0.T, iters, reg, "U", half_step, lambda k, X: observe(k, X.T)).T
     observe(0, X0)
     X, Q, P, B = X0, X0.U[..., :0], X0.V[..., :0], X0.V[..., :0]

@@ -11,7 +11,7 @@ from lorsum.svd import truncated_svd
 __all__ = ["coefficients_cost_less", "compressed", "gram_matrices_cost_less", "prepared"]
 
 
-def prepared(target, init, dtype, iters, start, metric, method, oversample, rng):
+def prepared(target, init, dtype, iters, first, metric, method, oversample, rng):
     """The problem that is iterated on, its start, and what leads back from its solution, in this order."""
     computing = computing_dtype(target.namespace, dtype)
     W, X0 = target.astype(computing), init.astype(computing)
@@ -20,7 +20,7 @@ def prepared(target, init, dtype, iters, start, metric, method, oversample, rng)
         W, X0, back = whitened(W, X0, metric)
         undo.insert(0, back)
     if oversample:
-        X0 = _extended(W, X0, oversample, start, rng)
+        X0 = _extended(W, X0, oversample, first, rng)
         undo.insert(0, lambda X: truncated_svd(X, init.rank).to_lowrank())
     if method == "coefficients" and not W.is_factored:
         raise ValueError("`method` is 'coefficients', but a term of `target` is not a LowRank: use 'direct'.")
@@ -81,15 +81,15 @@ def compressed(W, X0):
     return LowRankSum._of((core,), (1,)), cores[0], lambda X: LowRank._of(Qu @ X.U, Qv @ X.V)
 
 
-def _extended(W, X0, p, start, rng):
+def _extended(W, X0, p, first, rng):
     """X₀ with p more columns: random combinations of the target's on the side used first, zeros on the other."""
-    used, other = (X0.V, X0.U) if start == "U" else (X0.U, X0.V)
+    used, other = (X0.V, X0.U) if first == "U" else (X0.U, X0.V)
     xp = W.namespace
     if W.is_factored:
-        stack = W.stacked()[1 if start == "U" else 0]
+        stack = W.stacked()[1 if first == "U" else 0]
         extra = stack / scale_of(stack) @ normal((stack.shape[-1], p), stack, rng)
     else:
         extra = xp.broadcast_to(normal((used.shape[-2], p), used, rng), (*used.shape[:-1], p))
     used = xp.concat([used, extra], axis=-1)
     other = xp.concat([other, zeros_like((*other.shape[:-1], p), other)], axis=-1)
-    return LowRank._of(other, used) if start == "U" else LowRank._of(used, other)
+    return LowRank._of(other, used) if first == "U" else LowRank._of(used, other)

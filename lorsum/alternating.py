@@ -31,7 +31,7 @@ __all__ = ["Iterate", "least_squares_factor", "lorsum"]
 
 
 _CHOICES = {
-    "start": ("U", "V"),
+    "first": ("U", "V"),
     "method": ("auto", "direct", "coefficients"),
     "solver": ("auto", "qr", "gram"),
     "gauge": ("paper", "balanced"),
@@ -57,7 +57,7 @@ def lorsum(
     init=None,
     iters=1,
     reg=0.0,
-    start="U",
+    first="U",
     simultaneous=False,
     metric=None,
     method="auto",
@@ -87,11 +87,11 @@ def lorsum(
     reg : float
         The weight λ ≥ 0 of the proximal term. Any λ > 0 leaves a bias: the iteration then does not reach the
         truncated SVD, and it depends on how ``init`` is split into factors.
-    start : {"U", "V"}
+    first : {"U", "V"}
         The factor that is updated first. The paper's equations start with U, its Listing 1 with V ("in"). Starting with
         the factor that is zero in a fresh LoRA adapter loses nothing; the other order does not move in its first half.
     simultaneous : bool
-        Update both factors from the last iterate, as Algorithm 2 is printed; ``start`` then has no effect. With one
+        Update both factors from the last iterate, as Algorithm 2 is printed; ``first`` then has no effect. With one
         iteration and λ → 0 this is the preconditioned gradient step of ScaledGD and Riemannian LoRA.
     metric : pair of metrics, optional
         (M_U, M_V): the approximation is in the norm ‖M_U^½ (·) M_V^½‖, and the terms after the first are gradients,
@@ -187,7 +187,7 @@ def lorsum(
         as_rank(init.rank + p, init.shape, "init.rank + oversample")
     if callback is not None and not callable(callback):
         raise TypeError(f"`callback` is a {type(callback).__name__}; a function of an Iterate is needed.")
-    check_choices(start=start, method=method, solver=solver, gauge=gauge, accelerate=accelerate)
+    check_choices(first=first, method=method, solver=solver, gauge=gauge, accelerate=accelerate)
     if accelerate and (simultaneous or reg is not None):
         raise ValueError("`accelerate` is 'krylov', which needs `reg` = 0 and `simultaneous` = False.")
     if accelerate and solver == "gram":
@@ -196,14 +196,14 @@ def lorsum(
     balance = gauge == "balanced"
     for_kernels = solver == "auto" and iters > 0 and callback is None and not (simultaneous or accelerate)
     if for_kernels and metric is None and p == 0:
-        X = by_kernels([(target, init, reg, balance)], iters, start, method)
+        X = by_kernels([(target, init, reg, balance)], iters, first, method)
         if X is not None:
             return X[0]
         if isinstance(init.U, np.ndarray):  # the kernels gave up: on what is dependent, or on what is not finite
             require_finite(target=target, init=as_sum(init))
 
     dtype = result_dtype(target, init)
-    W, X0, undo = prepared(target, init, dtype, iters, start, metric, method, p, rng)
+    W, X0, undo = prepared(target, init, dtype, iters, first, metric, method, p, rng)
 
     def finish(X):
         for back in undo:
@@ -213,25 +213,25 @@ def lorsum(
     half_step = gram_half_step if solver == "gram" else qr_half_step
     sweep = krylov if accelerate else _simultaneous if simultaneous else _alternating
     with _errors_explained(target, init, solver):
-        X = by_kernels([(W, X0, reg, False)], iters, start, method) if for_kernels and undo else None
-        X = sweep(W, X0, iters, reg, start, half_step, _observer(callback, target, finish)) if X is None else X[0]
+        X = by_kernels([(W, X0, reg, False)], iters, first, method) if for_kernels and undo else None
+        X = sweep(W, X0, iters, reg, first, half_step, _observer(callback, target, finish)) if X is None else X[0]
         X = finish(X)
     if iters == 0:
         require_finite(target=target)  # which nothing has read
-    if not is_finite(*X, *init):  # of the start, λ = 0 reads one factor only
+    if not is_finite(*X, *init):  # of the first, λ = 0 reads one factor only
         require_finite(target=target, init=as_sum(init))
         raise OverflowError(OVERFLOW)
     return X
 
 
-def lorsums(problems, *, iters, start, simultaneous, method):
+def lorsums(problems, *, iters, first, simultaneous, method):
     """``lorsum`` of several targets with low-rank first terms: what they have in common is read once.
 
     Parameters
     ----------
     problems : list of tuple
         A target, and options of its own: ``reg``, ``gauge`` and ``metric``.
-    iters, start, simultaneous, method
+    iters, first, simultaneous, method
         Options that all have.
 
     Returns
@@ -244,9 +244,9 @@ def lorsums(problems, *, iters, start, simultaneous, method):
             (target, target.terms[0], _checked_reg(own.get("reg", 0.0)), own.get("gauge") == "balanced")
             for target, own in problems
         ]
-        X = by_kernels(given, iters, start, method)
+        X = by_kernels(given, iters, first, method)
     if X is None:
-        options = {"iters": iters, "start": start, "simultaneous": simultaneous, "method": method}
+        options = {"iters": iters, "first": first, "simultaneous": simultaneous, "method": method}
         X = [lorsum(target, **own, **options) for target, own in problems]
     return X
 
@@ -291,13 +291,13 @@ def least_squares_factor(W, V, U0=None, reg=0.0):
     return namespace_of(U).astype(U, dtype) if computing != dtype else U
 
 
-def _alternating(W, X0, iters, reg, start, half_step, observe):
+def _alternating(W, X0, iters, reg, first, half_step, observe):
     """Equations 4 and 5: each factor from the newest other one."""
     U, V = X0
     S = T = None
     observe(0, X0)
     for k in range(iters):
-        for side in "UV" if start == "U" else "VU":
+        for side in "UV" if first == "U" else "VU":
             if side == "U":
                 U, S, V, T = half_step(W, V, T, S, X0.U, reg)
             else:
@@ -306,7 +306,7 @@ def _alternating(W, X0, iters, reg, start, half_step, observe):
     return in_the_papers_gauge(U, S, V, T)
 
 
-def _simultaneous(W, X0, iters, reg, start, half_step, observe):
+def _simultaneous(W, X0, iters, reg, first, half_step, observe):
     """Algorithm 2 as printed: both factors from the last iterate."""
     X = X0
     observe(0, X0)

@@ -194,10 +194,10 @@ for name, A in {"W": W, "scaled": same, "balanced": same.balanced()}.items():
 fresh = ls.LowRank(np.zeros((600, 8)), rng.normal(size=(200, 8)))
 T = fresh - eta * G
 for first in ("U", "V"):
-    excess = [ls.gap(ls.lorsum(T, iters=K, start=first), T).excess for K in (0, 1, 2)]
+    excess = [ls.gap(ls.lorsum(T, iters=K, first=first), T).excess for K in (0, 1, 2)]
     print(f"start={first!r}: excess {excess[0]:.3f} → {excess[1]:.3f} → {excess[2]:.3f}")
 try:
-    ls.lorsum(T, start="V", solver="gram")
+    ls.lorsum(T, first="V", solver="gram")
 except np.linalg.LinAlgError as error:
     print(f"solver='gram': {error}")
 

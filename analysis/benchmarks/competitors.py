@@ -49,7 +49,7 @@ def _parsed(name):
 
 def _ours(kind, iters, target):
     options = {"accelerate": "krylov"} if kind == "Krylov" else {"method": kind}
-    return lambda: ls.lorsum(target, iters=iters, start="V", **options)
+    return lambda: ls.lorsum(target, iters=iters, first="V", **options)
 
 
 def _listing(iters, factors, coefficients):

@@ -176,8 +176,8 @@ def _run_batch(config):
     together, singles = cases.batch(case, config["adapters"])
     calls = {}
     for K in (1, 8):
-        calls[f"batch K={K}"] = lambda K=K: ls.lorsum(together, iters=K, start="V")
-        calls[f"loop K={K}"] = lambda K=K: [ls.lorsum(single, iters=K, start="V") for single in singles]
+        calls[f"batch K={K}"] = lambda K=K: ls.lorsum(together, iters=K, first="V")
+        calls[f"loop K={K}"] = lambda K=K: [ls.lorsum(single, iters=K, first="V") for single in singles]
         calls[f"{competitors.LISTING} K={K}"] = _listing_loop(K, singles)
     seconds, answers = timing.interleaved(calls, **_options(config))
     apart = [_apart(answers[f"batch K={K}"], answers[f"loop K={K}"]) for K in (1, 8)]

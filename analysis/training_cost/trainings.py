@@ -18,7 +18,7 @@ __all__ = ["AGAIN", "BASELINE", "OPTIMIZERS", "Setup", "Training", "setup"]
 
 LR = 1e-3
 OTHERS = optim.AdamW(lr=LR, weight_decay=0.0)  # outside the adapters, so that rows differ in what trains these alone
-OPLORA = {"lr": 5e-3, "momentum": 0.9, "reg": 1e-3, "start": "V"}
+OPLORA = {"lr": 5e-3, "momentum": 0.9, "reg": 1e-3, "first": "V"}
 BATCHES = 16  # different ones, which come again
 
 

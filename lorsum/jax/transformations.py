@@ -106,7 +106,7 @@ def oplora(
     momentum_rank=None,
     iters=1,
     reg=1e-3,
-    start="U",
+    first="U",
     simultaneous=False,
     method="auto",
     weight_decay=0.0,
@@ -119,7 +119,7 @@ def oplora(
     ----------
     lr : float or callable
         Learning rate η, or a schedule: a function of the step.
-    momentum, momentum_rank, iters, reg, start, simultaneous, method, weight_decay, maximize
+    momentum, momentum_rank, iters, reg, first, simultaneous, method, weight_decay, maximize
         As for :class:`lorsum.optim.OPLoRA`. With data or factors that are sharded keep to ``method="direct"``, of which
         all that is communicated is thin.
     rng
@@ -155,7 +155,7 @@ def oplora(
         momentum_rank=momentum_rank,
         iters=iters,
         reg=reg,
-        start=start,
+        first=first,
         simultaneous=simultaneous,
         method=method,
         weight_decay=weight_decay,
@@ -170,7 +170,7 @@ def projected_oplora(
     momentum=0.0,
     iters=1,
     reg=1e-3,
-    start="U",
+    first="U",
     simultaneous=False,
     method="auto",
     weight_decay=0.0,
@@ -181,7 +181,7 @@ def projected_oplora(
 
     Parameters
     ----------
-    lr, momentum, iters, reg, start, simultaneous, method, weight_decay, maximize, rng
+    lr, momentum, iters, reg, first, simultaneous, method, weight_decay, maximize, rng
         As for :func:`oplora` and :class:`lorsum.optim.ProjectedOPLoRA`.
 
     Returns
@@ -189,7 +189,7 @@ def projected_oplora(
     optax.GradientTransformation
     """
     _check_static(iters=iters, rng=rng)
-    options = {"iters": iters, "reg": reg, "start": start, "simultaneous": simultaneous, "method": method}
+    options = {"iters": iters, "reg": reg, "first": first, "simultaneous": simultaneous, "method": method}
     options |= {"momentum": momentum, "weight_decay": weight_decay, "maximize": maximize}
     return transformation(optim.ProjectedOPLoRA(lr=lr, **options), rng=rng)
 
@@ -202,7 +202,7 @@ def scaled_oplora(
     momentum_rank=None,
     iters=1,
     reg=1e-3,
-    start="U",
+    first="U",
     simultaneous=False,
     method="auto",
     weight_decay=0.0,
@@ -213,7 +213,7 @@ def scaled_oplora(
 
     Parameters
     ----------
-    lr, momentum, momentum_rank, iters, reg, start, simultaneous, method, weight_decay, maximize, rng
+    lr, momentum, momentum_rank, iters, reg, first, simultaneous, method, weight_decay, maximize, rng
         As for :func:`oplora`.
     scale : KFAC, Shampoo or DiagonalScale
         Of :mod:`lorsum.optim`. K-FAC needs gradients that are pairs, ``value_and_grad(…, gradient="pairs")``.
@@ -223,7 +223,7 @@ def scaled_oplora(
     optax.GradientTransformation
     """
     _check_static(momentum_rank=momentum_rank, iters=iters, rng=rng)
-    options = {"iters": iters, "reg": reg, "start": start, "simultaneous": simultaneous, "method": method}
+    options = {"iters": iters, "reg": reg, "first": first, "simultaneous": simultaneous, "method": method}
     options |= {"momentum": momentum, "weight_decay": weight_decay, "maximize": maximize}
     rule = optim.ScaledOPLoRA(lr=lr, scale=scale, momentum_rank=momentum_rank, **options)
     return transformation(rule, rng=rng)

@@ -49,7 +49,7 @@ class OPLoRA:
         The number K of alternating iterations, for W and for M.
     reg : float
         λ of the proximal term for W, before it is multiplied by the learning rate. M has none, as in equation 9.
-    start : {"U", "V"}
+    first : {"U", "V"}
         The factor that is updated first.
     simultaneous : bool
         Update both factors at once, which with one iteration is preconditioned LoRA.
@@ -89,7 +89,7 @@ class OPLoRA:
     momentum_rank: int | None = None
     iters: int = 1
     reg: float = 1e-3
-    start: str = "U"
+    first: str = "U"
     simultaneous: bool = False
     method: str = "auto"
     weight_decay: float = 0.0
@@ -102,7 +102,7 @@ class OPLoRA:
         check_nonnegative("weight_decay", self.weight_decay)
         check_maximize(self.maximize)
         as_count(self.iters, "iters", least=1)
-        check_choices(start=self.start, method=self.method)
+        check_choices(first=self.first, method=self.method)
         if self.momentum_rank is not None:
             as_count(self.momentum_rank, "momentum_rank", least=1)
 
@@ -135,7 +135,7 @@ class OPLoRA:
 
     def rounded(self, *problems):
         """LoRSum of targets, each with options of its own beside this rule's."""
-        return lorsums(problems, iters=self.iters, start=self.start, simultaneous=self.simultaneous, method=self.method)
+        return lorsums(problems, iters=self.iters, first=self.first, simultaneous=self.simultaneous, method=self.method)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +147,7 @@ class ProjectedOPLoRA(OPLoRA):
 
     Parameters
     ----------
-    lr, momentum, iters, reg, start, simultaneous, method, weight_decay, maximize
+    lr, momentum, iters, reg, first, simultaneous, method, weight_decay, maximize
         As for :class:`OPLoRA`; M has rank 2r, so ``momentum_rank`` must stay None.
 
     Notes

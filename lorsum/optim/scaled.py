@@ -193,7 +193,7 @@ class ScaledOPLoRA(OPLoRA):
 
     Parameters
     ----------
-    lr, momentum, momentum_rank, iters, reg, start, simultaneous, method, weight_decay, maximize
+    lr, momentum, momentum_rank, iters, reg, first, simultaneous, method, weight_decay, maximize
         As for :class:`OPLoRA`: the decay is not scaled by the metric.
     scale : Scale, optional
         :class:`KFAC`, :class:`Shampoo`, :class:`DiagonalScale` or your own; default: the identity, which is OPLoRA.

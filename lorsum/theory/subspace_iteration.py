@@ -61,7 +61,7 @@ class AngleBounds(NamedTuple):
     right: float
 
 
-def angle_bounds(s, rank, iters, start_angle, *, start="U", dominant=None):
+def angle_bounds(s, rank, iters, start_angle, *, first="U", dominant=None):
     """Largest angle that K iterations with λ = 0 leave between the iterate's and the dominant singular subspaces.
 
     Parameters
@@ -73,8 +73,8 @@ def angle_bounds(s, rank, iters, start_angle, *, start="U", dominant=None):
     iters : int
         K ≥ 1.
     start_angle : float
-        θ₀, see :mod:`lorsum.theory`; of V₀ for ``start="U"``, of U₀ for ``start="V"``.
-    start : {"U", "V"}
+        θ₀, see :mod:`lorsum.theory`; of V₀ for ``first="U"``, of U₀ for ``first="V"``.
+    first : {"U", "V"}
         The factor that is updated first, as in :func:`lorsum.lorsum`. The other one ends half an iteration ahead.
     dominant : int, optional
         q ≥ r, the dimension of the subspace that θ₀ is measured to; default: r.
@@ -107,13 +107,13 @@ def angle_bounds(s, rank, iters, start_angle, *, start="U", dominant=None):
     """
     s, rank, dominant = _checked(s, rank, dominant)
     iters, tangent = as_count(iters, "iters", least=1), tangent_of(start_angle)
-    if start not in ("U", "V"):
-        raise ValueError(f"`start` is {start!r}; it must be 'U' or 'V'.")
+    if first not in ("U", "V"):
+        raise ValueError(f"`first` is {first!r}; it must be 'U' or 'V'.")
     ratio = _ratio(s, rank, dominant)
     if np.isinf(tangent):
         return AngleBounds(np.pi / 2, np.pi / 2)
-    first, second = (float(np.arctan(ratio**half_steps * tangent)) for half_steps in (2 * iters - 1, 2 * iters))
-    return AngleBounds(first, second) if start == "U" else AngleBounds(second, first)
+    odd, even = (float(np.arctan(ratio**half_steps * tangent)) for half_steps in (2 * iters - 1, 2 * iters))
+    return AngleBounds(odd, even) if first == "U" else AngleBounds(even, odd)
 
 
 def singular_value_bounds(s, rank, iters, start_angle, *, dominant=None, accelerate=None):

@@ -35,10 +35,10 @@ def half_step(W, V, U0=0, reg=0, solve=np.linalg.solve):
     return solve(V.conj().T @ V + reg * eye, (W @ V.conj() + reg * U0).T).T
 
 
-def alternating(W, U0, V0, iters, reg=0, start="U", solve=np.linalg.solve):
+def alternating(W, U0, V0, iters, reg=0, first="U", solve=np.linalg.solve):
     """The factors after equations 4 and 5, with λ as in Listing 1."""
     U, V = U0, V0
-    for side in ("UV" if start == "U" else "VU") * iters:
+    for side in ("UV" if first == "U" else "VU") * iters:
         if side == "U":
             U = half_step(W, V, U0, reg, solve)
         else:

@@ -33,7 +33,7 @@ class Case(NamedTuple):
     left: np.ndarray
     right: np.ndarray
     init: LowRank
-    start: str
+    first: str
     rank: int
     dominant: int
     angle: float
@@ -48,7 +48,7 @@ class Case(NamedTuple):
             self.target,
             init=self.init,
             iters=self.iters,
-            start=self.start,
+            first=self.first,
             accelerate=accelerate,
             method="direct",
             gauge="balanced",
@@ -65,13 +65,13 @@ def cases(draw):
     rank = draw(st.integers(1, columns))
     dominant = draw(st.integers(rank, columns))
     left, right = orthonormal(rng, m, k), orthonormal(rng, n, k)
-    init, start = normal_lowrank(rng, m, n, columns), draw(st.sampled_from("UV"))
-    used, basis = (init.V, right) if start == "U" else (init.U, left)
+    init, first = normal_lowrank(rng, m, n, columns), draw(st.sampled_from("UV"))
+    used, basis = (init.V, right) if first == "U" else (init.U, left)
     used *= 10.0 ** draw(st.integers(-6, 0))  # from a start that is nearly dominant to one that knows nothing
     used[:, :dominant] += basis[:, :dominant]
     angle = scipy.linalg.subspace_angles(basis[:, :dominant], used)[0]
     target = LowRank(left * s, right)
-    return Case(s, target, left, right, init, start, rank, dominant, angle, draw(st.integers(1, 6)))
+    return Case(s, target, left, right, init, first, rank, dominant, angle, draw(st.integers(1, 6)))
 
 
 def largest_angle(A, B):
@@ -97,7 +97,7 @@ def plane_start(x, tangent, n=6):
 @given(cases())
 def test_angles_stay_below_their_bound(case):
     assume(case.s[case.rank - 1] > 0)
-    bounds = angle_bounds(*case.bound_arguments, start=case.start, dominant=case.dominant)
+    bounds = angle_bounds(*case.bound_arguments, first=case.first, dominant=case.dominant)
     X = case.iterate()
     assert largest_angle(case.left[:, : case.rank], X.U) <= bounds.left + ROUNDING
     assert largest_angle(case.right[:, : case.rank], X.V) <= bounds.right + ROUNDING
@@ -319,9 +319,9 @@ def test_a_start_four_times_too_large_ends_above_the_target():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: angle_bounds([1, 0], 2, 1, 0.1, start="U"), "`s` is zero at position `rank` = 2"),
+        (lambda: angle_bounds([1, 0], 2, 1, 0.1, first="U"), "`s` is zero at position `rank` = 2"),
         (lambda: angle_bounds([2, 1], 1, 0, 0.1), "`iters` is 0"),
-        (lambda: angle_bounds([2, 1], 1, 1, 0.1, start="W"), "`start` is 'W'"),
+        (lambda: angle_bounds([2, 1], 1, 1, 0.1, first="W"), "`first` is 'W'"),
         (lambda: angle_bounds([2, 1], 2, 1, 0.1, dominant=1), "`dominant` is 1"),
         (lambda: singular_value_bounds([1, 2], 1, 1, 0.1), "`s` must be"),
         (lambda: singular_value_bounds([2, 1], 3, 1, 0.1), "`rank` is 3"),

@@ -12,7 +12,7 @@ from strategies import generators, normal_lowrank, problems, with_spectrum
 
 from lorsum import Damped, LowRank, LowRankSum, _krylov, _preparation, lorsum, lorsum_until, optim, truncated_svd
 
-starts = pytest.mark.parametrize("start", ["U", "V"])
+starts = pytest.mark.parametrize("first", ["U", "V"])
 
 
 def example(seed=0, m=12, n=10, rank=3, gradient_rank=5):
@@ -42,14 +42,14 @@ def span_of_iterates(W, V, iters):
 @starts
 @pytest.mark.parametrize("iters", [1, 2, 3, 4])
 @pytest.mark.parametrize("seed", range(3))
-def test_krylov_is_the_truncated_svd_of_the_projection_on_the_span_of_all_iterates(seed, iters, start):
+def test_krylov_is_the_truncated_svd_of_the_projection_on_the_span_of_all_iterates(seed, iters, first):
     target, init = slow_decay(seed)
-    W, V = (dense(target), init.V) if start == "U" else (dense(target).T, init.U)
+    W, V = (dense(target), init.V) if first == "U" else (dense(target).T, init.U)
     Q = span_of_iterates(W, V, iters)
     best = truncated(Q @ (Q.T @ W), 3)
-    X = lorsum(target, init=init, iters=iters, start=start, accelerate="krylov")
+    X = lorsum(target, init=init, iters=iters, first=first, accelerate="krylov")
     assert Q.shape[1] == 3 * iters
-    assert distance(X, best if start == "U" else best.T) < 1e-10
+    assert distance(X, best if first == "U" else best.T) < 1e-10
 
 
 @given(problems(smallest=3, largest=10), st.integers(1, 4))
@@ -63,11 +63,11 @@ def test_no_matrix_with_columns_in_the_span_is_nearer_than_krylovs(problem, iter
 
 
 @starts
-def test_krylov_with_one_iteration_is_the_plain_one(start):
+def test_krylov_with_one_iteration_is_the_plain_one(first):
     W, G = example()
-    assert distance(lorsum(W - G, start=start, accelerate="krylov"), lorsum(W - G, start=start)) < 1e-13
+    assert distance(lorsum(W - G, first=first, accelerate="krylov"), lorsum(W - G, first=first)) < 1e-13
     # with more columns, it is the plain one before its truncation
-    both = {"start": start, "oversample": 2}
+    both = {"first": first, "oversample": 2}
     assert distance(lorsum(W - G, **both, accelerate="krylov"), lorsum(W - G, **both)) < 1e-13
 
 
@@ -96,11 +96,11 @@ EXHAUSTED = [
 @starts
 @pytest.mark.parametrize("case", EXHAUSTED, ids=str)
 @pytest.mark.parametrize("method", ["direct", "coefficients"])
-def test_krylov_is_exact_once_its_span_is_all_there_is(case, start, method):
+def test_krylov_is_exact_once_its_span_is_all_there_is(case, first, method):
     m, n, rank, gradient_rank, iters, oversample = case
     for seed in range(5):
         W, G = example(seed, m, n, rank, gradient_rank)
-        options = {"start": start, "method": method, "oversample": oversample}
+        options = {"first": first, "method": method, "oversample": oversample}
         X = lorsum(W - G, iters=iters, accelerate="krylov", **options)
         optimal = np.linalg.norm(scipy.linalg.svdvals(dense(W - G))[rank:])
         assert np.linalg.norm(dense(W - G) - dense(X)) <= optimal + 1e-13 * np.linalg.norm(dense(W - G))
@@ -149,16 +149,16 @@ def test_converged_and_exhausted_blocks_cost_no_digits():
     [{}, {"solver": "qr"}, {"reg": 0.1}, {"accelerate": "krylov"}, {"method": "coefficients"}, {"simultaneous": True}],
     ids=str,
 )
-def test_oversampling_is_the_truncation_of_an_iteration_with_more_columns(start, options, monkeypatch):
+def test_oversampling_is_the_truncation_of_an_iteration_with_more_columns(first, options, monkeypatch):
     W, G = example()
     extended, made = _preparation._extended, []
     with monkeypatch.context() as patch:
         patch.setattr(_preparation, "_extended", lambda *args: made.append(extended(*args)) or made[-1])
-        X = lorsum(W - G, iters=2, start=start, oversample=2, **options)
+        X = lorsum(W - G, iters=2, first=first, oversample=2, **options)
     (init,) = made
     assert distance(init, W) < EPS  # the same matrix: the columns of one side have zeros on the other
     assert init.rank == 5 and X.rank == 3
-    wide = lorsum(W - G, init=init, iters=2, start=start, **options)
+    wide = lorsum(W - G, init=init, iters=2, first=first, **options)
     assert distance(X, truncated(wide, 3)) < 1e-13
 
 
@@ -260,7 +260,7 @@ def test_with_a_metric_many_iterations_reach_the_best_approximation_in_its_norm(
     "options",
     [
         {},
-        {"start": "V", "reg": 0.2},
+        {"first": "V", "reg": 0.2},
         {"accelerate": "krylov"},
         {"method": "coefficients"},
         {"oversample": 2},
@@ -285,7 +285,7 @@ def test_every_form_of_a_metric_is_its_dense_matrix_in_every_option(left, option
 
 
 @pytest.mark.parametrize("left", METRICS)
-@pytest.mark.parametrize("options", [{}, {"reg": 0.3}, {"start": "V"}, {"simultaneous": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"reg": 0.3}, {"first": "V"}, {"simultaneous": True}], ids=str)
 def test_a_zero_gradient_is_a_fixed_point_in_every_metric(left, options):
     rng = np.random.default_rng(0)
     W, G = example()
@@ -304,7 +304,7 @@ def test_a_zero_gradient_is_a_fixed_point_in_every_metric(left, options):
     ],
     ids=["None", "ones", "eye", "damped zero", "to the power 0"],
 )
-@pytest.mark.parametrize("options", [{}, {"reg": 0.3}, {"start": "V"}, {"accelerate": "krylov"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"reg": 0.3}, {"first": "V"}, {"accelerate": "krylov"}], ids=str)
 def test_the_identity_in_every_form_changes_nothing(identity, options):
     W, G = example()
     X = lorsum(W - G, iters=2, metric=(identity(12), identity(10)), **options)

@@ -24,7 +24,7 @@ from lorsum.torch import (
 SIBLINGS = {
     "OPLoRA": (OPLoRA, {"momentum": 0.9, "iters": 2}),
     "OPLoRA without momentum": (OPLoRA, {}),
-    "OPLoRA of higher momentum rank": (OPLoRA, {"momentum": 0.9, "momentum_rank": 5, "start": "V"}),
+    "OPLoRA of higher momentum rank": (OPLoRA, {"momentum": 0.9, "momentum_rank": 5, "first": "V"}),
     "ProjectedOPLoRA": (ProjectedOPLoRA, {"momentum": 0.9}),
     "Shampoo": (ScaledOPLoRA, {"momentum": 0.5, "scale": optim.Shampoo(rank=3, damping=0.1)}),
     "KFAC": (ScaledOPLoRA, {"scale": optim.KFAC(rank=3, damping=0.1)}),

@@ -33,7 +33,7 @@ def iterates(draw):
         chosen = rng.permutation(k)[:rank]
         noise = 10.0 ** draw(st.integers(-16, -1))
         X = LowRank(left[:, chosen] + noise * X.U, right[:, chosen] * s[chosen] + noise * X.V)
-    options = {"reg": draw(st.sampled_from([0, 1e-3, 1.0])), "start": draw(st.sampled_from("UV"))}
+    options = {"reg": draw(st.sampled_from([0, 1e-3, 1.0])), "first": draw(st.sampled_from("UV"))}
     return s, left, target, lorsum(target, init=X, iters=draw(st.integers(0, 5)), gauge="balanced", **options)
 
 

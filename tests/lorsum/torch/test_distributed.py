@@ -82,7 +82,7 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gloo")
     with open(folder / "cases.pickle", "wb") as file:
         pickle.dump({**CASES, **FAULTS}, file)
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[3])
     environment = {**os.environ, "PYTHONPATH": root, "GLOO_SOCKET_IFNAME": "lo"}
     started = [
         subprocess.Popen(

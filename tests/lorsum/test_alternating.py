@@ -50,20 +50,20 @@ def error(X, target):
 
 
 @given(problems(), iterations, regs.filter(bool), starts, st.sampled_from(["auto", "qr", "gram"]))
-def test_regularised_iterates_are_those_of_the_normal_equations(problem, iters, reg, start, solver):
+def test_regularised_iterates_are_those_of_the_normal_equations(problem, iters, reg, first, solver):
     W, target = problem.W, problem.target
-    X = lorsum(target, iters=iters, reg=reg, start=start, solver=solver)
-    U, V = alternating(dense(target), *W, iters, reg, start)
+    X = lorsum(target, iters=iters, reg=reg, first=first, solver=solver)
+    U, V = alternating(dense(target), *W, iters, reg, first)
     for actual, expected in ((X.U, U), (X.V, V)):
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
 
 
 @all_solvers
-@pytest.mark.parametrize("start", ["U", "V"])
-def test_unregularised_factors_are_those_of_the_normal_equations_too(solver, start):
+@pytest.mark.parametrize("first", ["U", "V"])
+def test_unregularised_factors_are_those_of_the_normal_equations_too(solver, first):
     W, _ = problem = example()
-    X = lorsum(problem.target, iters=3, start=start, solver=solver)
-    U, V = alternating(dense(problem.target), *W, 3, 0.0, start)
+    X = lorsum(problem.target, iters=3, first=first, solver=solver)
+    U, V = alternating(dense(problem.target), *W, 3, 0.0, first)
     np.testing.assert_allclose(X.U, U, rtol=1e-10)
     np.testing.assert_allclose(X.V, V, rtol=1e-10)
 
@@ -72,7 +72,7 @@ def test_unregularised_factors_are_those_of_the_normal_equations_too(solver, sta
 def test_listing_1_is_reproduced_with_any_coefficient_of_its_first_term(problem, iters, lmbd, start_turn, c):
     factors = [(A.V.T, A.U) for A in problem]
     X = lorsum(
-        LowRankSum.from_factors(factors, [c, -0.1]), iters=iters, reg=lmbd, start={"in": "V", "out": "U"}[start_turn]
+        LowRankSum.from_factors(factors, [c, -0.1]), iters=iters, reg=lmbd, first={"in": "V", "out": "U"}[start_turn]
     )
     Vt, U = listing_1(factors, [c, -0.1], iters, lmbd, start_turn)
     np.testing.assert_allclose(X.U, U, rtol=0, atol=1e-9 * np.abs(U).max())
@@ -80,10 +80,10 @@ def test_listing_1_is_reproduced_with_any_coefficient_of_its_first_term(problem,
 
 
 @given(problems(smallest=3), iterations, regs.filter(bool), starts, st.integers(1, 3), generators())
-def test_the_start_and_the_anchor_of_the_proximal_term_are_init(problem, iters, reg, start, rank, rng):
+def test_the_start_and_the_anchor_of_the_proximal_term_are_init(problem, iters, reg, first, rank, rng):
     init = normal_lowrank(rng, *problem.target.shape, rank)
-    X = lorsum(problem.target, init=init, iters=iters, reg=reg, start=start)
-    U, V = alternating(dense(problem.target), *init, iters, reg, start)
+    X = lorsum(problem.target, init=init, iters=iters, reg=reg, first=first)
+    U, V = alternating(dense(problem.target), *init, iters, reg, first)
     assert X.rank == rank
     assert distance(X, U @ V.T) < 1e-9
 
@@ -130,14 +130,14 @@ def test_least_squares_factor_is_half_a_step():
     generators(), st.integers(2, 20), st.integers(2, 20), st.floats(0, 3), st.sampled_from([0, 1, 2, 3]), iterations,
     starts, st.sampled_from(["auto", "qr"]),
 )  # fmt: skip
-def test_iterates_are_those_of_orthogonal_iteration_by_qr(rng, m, n, spread, mixing, iters, start, solver):
+def test_iterates_are_those_of_orthogonal_iteration_by_qr(rng, m, n, spread, mixing, iters, first, solver):
     # The singular values span κ = 10^spread ≤ 1e3. A gauge of condition 10^mixing costs digits in the input already.
     r = min(m, n, 5) - 1
     W = in_gauge(with_spectrum(rng, m, n, np.geomspace(1, 10**-spread, r)), gauge_of_condition(rng, r, 10.0**mixing))
     G = normal_lowrank(rng, m, n, 3)
     target = W - 0.1 / float(G.norm()) * G
-    X = lorsum(target, iters=iters, start=start, solver=solver)
-    if start == "U":
+    X = lorsum(target, iters=iters, first=first, solver=solver)
+    if first == "U":
         expected = orthogonal_iteration(dense(target), W.V, iters)
     else:
         expected = orthogonal_iteration(dense(target).T, W.U, iters).T
@@ -152,10 +152,10 @@ def test_the_error_falls_with_every_iteration(problem, solver):
 
 
 @given(generators(), st.integers(2, 12), st.integers(2, 12), starts, st.sampled_from(["auto", "qr", "gram"]))
-def test_many_iterations_reach_the_truncated_svd(rng, m, n, start, solver):
+def test_many_iterations_reach_the_truncated_svd(rng, m, n, first, solver):
     r = min(m, n) // 2
     A = with_spectrum(rng, m, n, 0.4 ** np.arange(min(m, n)))
-    X = lorsum(A, init=normal_lowrank(rng, m, n, r), iters=25, start=start, solver=solver)
+    X = lorsum(A, init=normal_lowrank(rng, m, n, r), iters=25, first=first, solver=solver)
     assert distance(X, truncated(A, r)) < (1e-10 if solver == "gram" else 1e-12)
 
 
@@ -169,8 +169,8 @@ def test_the_angle_to_the_dominant_subspace_shrinks_by_the_squared_ratio_of_sing
 
 
 @given(problems(), iterations, starts)
-def test_all_solvers_agree(problem, iters, start):
-    X, Y, Z = (lorsum(problem.target, iters=iters, start=start, solver=solver) for solver in ("auto", "qr", "gram"))
+def test_all_solvers_agree(problem, iters, first):
+    X, Y, Z = (lorsum(problem.target, iters=iters, first=first, solver=solver) for solver in ("auto", "qr", "gram"))
     kappa = max(map(np.linalg.cond, (*problem.W, *X)))
     assert distance(X, Y) < 100 * EPS * kappa
     assert distance(Z, Y) < 100 * EPS * kappa**2
@@ -180,12 +180,12 @@ def test_all_solvers_agree(problem, iters, start):
 
 
 @given(problems(), iterations, starts, st.sampled_from([1, 30, 1e3]), generators(), st.sampled_from(["auto", "qr"]))
-def test_without_regularisation_the_split_into_factors_does_not_matter(problem, iters, start, condition, rng, solver):
+def test_without_regularisation_the_split_into_factors_does_not_matter(problem, iters, first, condition, rng, solver):
     W, G = problem
     A = gauge_of_condition(rng, W.rank, condition)
     kappa = condition * max(map(np.linalg.cond, W))
-    one = lorsum(W - 0.1 * G, iters=iters, start=start, solver=solver)
-    other = lorsum(in_gauge(W, A) - 0.1 * G, iters=iters, start=start, solver=solver)
+    one = lorsum(W - 0.1 * G, iters=iters, first=first, solver=solver)
+    other = lorsum(in_gauge(W, A) - 0.1 * G, iters=iters, first=first, solver=solver)
     assert distance(one, other) < 100 * EPS * kappa * max(1, W.norm() / one.norm())
 
 
@@ -196,46 +196,46 @@ def test_with_regularisation_it_does():
 
 
 @given(problems(), regs, iterations, starts)
-def test_powers_of_two_scale_the_result_exactly(problem, reg, iters, start):
+def test_powers_of_two_scale_the_result_exactly(problem, reg, iters, first):
     W, G = problem
     # λ has the unit of UᵀU: both factors times 2 scale the matrix, and λ, by 4
-    X = lorsum(W - 0.1 * G, iters=iters, reg=reg, start=start)
-    Y = lorsum(LowRank(2 * W.U, 2 * W.V) - 0.4 * G, iters=iters, reg=4 * reg, start=start)
+    X = lorsum(W - 0.1 * G, iters=iters, reg=reg, first=first)
+    Y = lorsum(LowRank(2 * W.U, 2 * W.V) - 0.4 * G, iters=iters, reg=4 * reg, first=first)
     assert distance(4 * X, Y) < 1e-10
 
 
 @given(problems(), st.sampled_from([-1.0, 1e-3, 1e5]), iterations, starts)
-def test_without_regularisation_the_result_scales_with_the_sum(problem, scale, iters, start):
-    X = lorsum(problem.target, iters=iters, start=start)
-    Y = lorsum(scale * problem.target, init=problem.W, iters=iters, start=start)
+def test_without_regularisation_the_result_scales_with_the_sum(problem, scale, iters, first):
+    X = lorsum(problem.target, iters=iters, first=first)
+    Y = lorsum(scale * problem.target, init=problem.W, iters=iters, first=first)
     kappa = max(map(np.linalg.cond, (*problem.W, *X)))
     assert distance(scale * X, Y) < 100 * EPS * kappa
 
 
 @given(problems(), generators(), regs, iterations, starts)
-def test_rotations_of_rows_and_columns_rotate_the_result(problem, rng, reg, iters, start):
+def test_rotations_of_rows_and_columns_rotate_the_result(problem, rng, reg, iters, first):
     m, n = problem.W.shape
     P, Q = orthonormal(rng, m, m), orthonormal(rng, n, n)
     W, G = (LowRank(P @ A.U, Q @ A.V) for A in problem)
-    X = lorsum(problem.target, iters=iters, reg=reg, start=start)
+    X = lorsum(problem.target, iters=iters, reg=reg, first=first)
     kappa = max(map(np.linalg.cond, (*problem.W, *X)))
-    assert distance(lorsum(W - 0.1 * G, iters=iters, reg=reg, start=start), P @ dense(X) @ Q.T) < 1e3 * EPS * kappa
+    assert distance(lorsum(W - 0.1 * G, iters=iters, reg=reg, first=first), P @ dense(X) @ Q.T) < 1e3 * EPS * kappa
 
 
 @given(problems(), regs, iterations, st.booleans())
 def test_the_transpose_started_from_the_other_side_is_the_transpose(problem, reg, iters, simultaneous):
-    X = lorsum(problem.target, iters=iters, reg=reg, start="U", simultaneous=simultaneous)
-    Y = lorsum(problem.target.T, iters=iters, reg=reg, start="V", simultaneous=simultaneous)
+    X = lorsum(problem.target, iters=iters, reg=reg, first="U", simultaneous=simultaneous)
+    Y = lorsum(problem.target.T, iters=iters, reg=reg, first="V", simultaneous=simultaneous)
     assert distance(X, Y.T) < 1e-12
 
 
 @solvers
 @pytest.mark.parametrize("reg", [0.0, 1e-3, 10.0])
-@pytest.mark.parametrize("start", ["U", "V"])
+@pytest.mark.parametrize("first", ["U", "V"])
 @pytest.mark.parametrize("simultaneous", [False, True])
-def test_a_zero_gradient_is_a_fixed_point(solver, reg, start, simultaneous):
+def test_a_zero_gradient_is_a_fixed_point(solver, reg, first, simultaneous):
     W, G = example()
-    X = lorsum(W + 0 * G, iters=3, reg=reg, start=start, solver=solver, simultaneous=simultaneous)
+    X = lorsum(W + 0 * G, iters=3, reg=reg, first=first, solver=solver, simultaneous=simultaneous)
     np.testing.assert_allclose(X.U, W.U, rtol=1e-12)
     np.testing.assert_allclose(X.V, W.V, rtol=1e-12)
 
@@ -254,17 +254,17 @@ def test_the_factor_that_is_solved_for_first_does_not_matter(solver, iters):
 
 
 @pytest.mark.parametrize("solver", ["auto", "qr"])
-@pytest.mark.parametrize("start", ["U", "V"])
+@pytest.mark.parametrize("first", ["U", "V"])
 @pytest.mark.parametrize("zero", ["U", "V"])
 @pytest.mark.parametrize("reg", [0.0, 1e-3])
-def test_the_zero_factor_of_a_fresh_adapter_is_no_special_case(solver, start, zero, reg):
+def test_the_zero_factor_of_a_fresh_adapter_is_no_special_case(solver, first, zero, reg):
     (U, V), G = example()
     W = LowRank(0 * U, V) if zero == "U" else LowRank(U, 0 * V)
-    X = lorsum(W - G, iters=2, reg=reg, start=start, solver=solver)
+    X = lorsum(W - G, iters=2, reg=reg, first=first, solver=solver)
     if reg:
-        expected = alternating(-dense(G), *W, 2, reg, start)
-    elif start == zero:
-        expected = alternating(-dense(G), *W, 2, 0, start)
+        expected = alternating(-dense(G), *W, 2, reg, first)
+    elif first == zero:
+        expected = alternating(-dense(G), *W, 2, 0, first)
     else:  # the first half does not move, and the other half starts the iteration
         U, V = alternating(-dense(G), *W, 1, 0, zero)
         expected = alternating(-dense(G), U, V, 1, 0, zero)
@@ -288,45 +288,45 @@ def test_a_zero_momentum_buffer_takes_the_first_gradient(solver):
 
 
 @solvers
-@pytest.mark.parametrize("start", ["U", "V"])
+@pytest.mark.parametrize("first", ["U", "V"])
 @pytest.mark.parametrize("reg", [0.0, 1e-3])
-def test_a_gradient_of_lower_rank_than_the_adapter(solver, start, reg):
+def test_a_gradient_of_lower_rank_than_the_adapter(solver, first, reg):
     (U, V), G = example(rank=4, gradient_rank=1)
     target = LowRank(0 * U, V) - G
-    X = lorsum(target, iters=8, start=start, solver=solver, reg=reg)
-    expected = alternating(-dense(G), 0 * U, V, 8, reg or 1e-10, start)
+    X = lorsum(target, iters=8, first=first, solver=solver, reg=reg)
+    expected = alternating(-dense(G), 0 * U, V, 8, reg or 1e-10, first)
     assert distance(X, expected[0] @ expected[1].T) < 1e-8
     assert np.isfinite(X.U).all() and np.isfinite(X.V).all()
 
 
 @solvers
-@pytest.mark.parametrize("start", ["U", "V"])
+@pytest.mark.parametrize("first", ["U", "V"])
 @pytest.mark.parametrize("size", [1.0, 2.0, 100.0])
-def test_dependent_columns_take_the_minimiser_nearest_to_the_start_in_the_scale_of_the_columns(solver, start, size):
+def test_dependent_columns_take_the_minimiser_nearest_to_the_start_in_the_scale_of_the_columns(solver, first, size):
     (U, V), G = example()
     V = V @ np.array([[1.0, size, 0], [0, 0, 1], [0, 0, 0]])  # of rank 2
     target = LowRank(U, V) - 0.1 * G
-    X = lorsum(target, iters=2, start=start, solver=solver)
+    X = lorsum(target, iters=2, first=first, solver=solver)
     D, U_k, V_k = dense(target), U, V
-    for side in 2 * ("UV" if start == "U" else "VU"):
+    for side in 2 * ("UV" if first == "U" else "VU"):
         if side == "U":
             U_k = nearest_least_squares(D, V_k, U)
         else:
             V_k = nearest_least_squares(D.T, U_k, V)
     assert distance(X, U_k @ V_k.T) < 1e-9
     if size == 1:
-        limit = alternating(D, U, V, 2, 1e-9, start)
+        limit = alternating(D, U, V, 2, 1e-9, first)
         assert distance(X, limit[0] @ limit[1].T) < 1e-6
 
 
 @solvers
-@pytest.mark.parametrize("start", ["U", "V"])
+@pytest.mark.parametrize("first", ["U", "V"])
 @pytest.mark.parametrize("gauge", ["paper", "balanced"])
-def test_the_condition_of_the_start_is_forgotten(solver, start, gauge):
+def test_the_condition_of_the_start_is_forgotten(solver, first, gauge):
     rng = np.random.default_rng(0)
     A = with_spectrum(rng, 9, 7, np.array([4.0, 3, 2, 0.2]))
     init = in_gauge(normal_lowrank(rng, 9, 7, 3), gauge_of_condition(rng, 3, 1e8))
-    X = lorsum(A, init=init, iters=10, start=start, solver=solver, gauge=gauge)
+    X = lorsum(A, init=init, iters=10, first=first, solver=solver, gauge=gauge)
     assert distance(X, truncated(A, 3)) < 1e-13
 
 
@@ -420,9 +420,9 @@ def test_no_iteration_returns_the_start():
 
 @given(problems(), iterations, regs, starts, st.booleans(), st.sampled_from(["auto", "qr", "gram"]))
 def test_the_balanced_gauge_is_the_same_matrix_with_factors_of_equal_gram_matrices(
-    problem, iters, reg, start, simultaneous, solver
+    problem, iters, reg, first, simultaneous, solver
 ):
-    options = {"iters": iters, "reg": reg, "start": start, "simultaneous": simultaneous, "solver": solver}
+    options = {"iters": iters, "reg": reg, "first": first, "simultaneous": simultaneous, "solver": solver}
     X, Y = lorsum(problem.target, **options), lorsum(problem.target, **options, gauge="balanced")
     assert distance(Y, X) < 1e-11
     s = scipy.linalg.svdvals(dense(X))[: X.rank]
@@ -447,9 +447,9 @@ def test_arguments_are_left_as_they_were():
     problems(), iterations, regs, starts, st.booleans(), st.sampled_from(["auto", "qr", "gram"]),
     st.sampled_from([1, 0.9, -2.0]),
 )  # fmt: skip
-def test_coefficients_give_the_same_iterates_as_the_direct_method(problem, iters, reg, start, simultaneous, solver, c):
+def test_coefficients_give_the_same_iterates_as_the_direct_method(problem, iters, reg, first, simultaneous, solver, c):
     W, G = problem
-    options = {"iters": iters, "reg": reg, "start": start, "simultaneous": simultaneous, "solver": solver}
+    options = {"iters": iters, "reg": reg, "first": first, "simultaneous": simultaneous, "solver": solver}
     X, Y = (lorsum(c * W - 0.1 * G, **options, method=method) for method in ("direct", "coefficients"))
     kappa = max(map(np.linalg.cond, (*W, *X)))
     assert distance(Y, X) < 1e3 * EPS * kappa ** (2 if solver == "gram" else 1)
@@ -472,19 +472,19 @@ def test_coefficients_of_a_large_matrix_are_chosen_by_themselves_and_change_noth
 
 
 @given(problems(), iterations, starts)
-def test_krylov_is_the_best_approximation_in_the_span_of_all_iterates(problem, iters, start):
+def test_krylov_is_the_best_approximation_in_the_span_of_all_iterates(problem, iters, first):
     W, target = problem.W, problem.target
-    A, V = (dense(target), W.V) if start == "U" else (dense(target).T, W.U)
+    A, V = (dense(target), W.V) if first == "U" else (dense(target).T, W.U)
     blocks = [A @ V]
     for _ in range(iters - 1):
         blocks.append(A @ (A.T @ scipy.linalg.orth(blocks[-1])))
     Q = scipy.linalg.orth(np.hstack([block / np.linalg.norm(block, axis=0) for block in blocks]))
     expected = np.linalg.norm(A - truncated(Q @ (Q.T @ A), W.rank))
-    X = lorsum(target, iters=iters, start=start, accelerate="krylov")
+    X = lorsum(target, iters=iters, first=first, accelerate="krylov")
     assert X.rank == W.rank
     # a direction that adds less than rounding may be in one span and not in the other
     assert error(X, target) <= expected + 1e-6 * np.linalg.norm(A)
-    assert error(X, target) <= error(lorsum(target, iters=iters, start=start), target) + 1e-12 * np.linalg.norm(A)
+    assert error(X, target) <= error(lorsum(target, iters=iters, first=first), target) + 1e-12 * np.linalg.norm(A)
 
 
 def test_krylov_is_exact_once_the_span_holds_the_range():
@@ -494,16 +494,16 @@ def test_krylov_is_exact_once_the_span_holds_the_range():
 
 
 @given(problems(smallest=2), st.data(), starts)
-def test_oversampling_by_the_rank_of_the_gradient_is_exact(problem, data, start):
+def test_oversampling_by_the_rank_of_the_gradient_is_exact(problem, data, first):
     (W, G), target = problem, problem.target
     missing = min(W.rank + G.rank, *W.shape) - W.rank
-    X = lorsum(target, oversample=missing, start=start, iters=2)
+    X = lorsum(target, oversample=missing, first=first, iters=2)
     s = scipy.linalg.svdvals(dense(target))
     assert X.rank == W.rank
     assert error(X, target) <= np.linalg.norm(s[W.rank :]) + 1e-9 * s[0]
 
 
-@pytest.mark.parametrize("options", [{}, {"accelerate": "krylov"}, {"method": "coefficients"}, {"start": "V"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"accelerate": "krylov"}, {"method": "coefficients"}, {"first": "V"}], ids=str)
 def test_oversampling_comes_nearer_and_draws_the_same_columns_every_time(options):
     rng = np.random.default_rng(0)
     A = with_spectrum(rng, 40, 30, 1 / np.arange(1, 21))
@@ -532,18 +532,18 @@ def positive_definite(rng, kind, size):
 
 
 @pytest.mark.parametrize("reg", [0.0, 0.5])
-@pytest.mark.parametrize("start", ["U", "V"])
+@pytest.mark.parametrize("first", ["U", "V"])
 @pytest.mark.parametrize(
     "kinds", [("diagonal", "None"), ("None", "matrix"), ("damped", "diagonal"), ("matrix", "root of damped")], ids=str
 )
-def test_a_metric_gives_the_weighted_normal_equations(reg, start, kinds):
+def test_a_metric_gives_the_weighted_normal_equations(reg, first, kinds):
     (U0, V0), G = example()
     rng = np.random.default_rng(0)
     (M, M_dense), (N, N_dense) = (positive_definite(rng, k, d) for k, d in zip(kinds, (9, 7), strict=True))
-    X = lorsum(LowRank(U0, V0) - 0.1 * G, iters=2, reg=reg, start=start, metric=(M, N))
+    X = lorsum(LowRank(U0, V0) - 0.1 * G, iters=2, reg=reg, first=first, metric=(M, N))
     W = U0 @ V0.T - 0.1 * np.linalg.solve(M_dense, dense(G)) @ np.linalg.inv(N_dense)
     U, V, ridge = U0, V0, reg * np.eye(3)
-    for side in 2 * ("UV" if start == "U" else "VU"):
+    for side in 2 * ("UV" if first == "U" else "VU"):
         if side == "U":
             U = (W @ N_dense @ V + reg * U0) @ np.linalg.inv(V.T @ N_dense @ V + ridge)
         else:
@@ -597,7 +597,7 @@ def test_a_matrix_without_a_low_rank_term_starts_from_init():
     assert distance(X, lorsum(G, init=W, iters=2)) < 1e-13
 
 
-@pytest.mark.parametrize("options", [{}, {"iters": 3}, {"reg": 0.1, "start": "V"}, {"simultaneous": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"iters": 3}, {"reg": 0.1, "first": "V"}, {"simultaneous": True}], ids=str)
 @pytest.mark.parametrize("gauge", ["paper", "balanced"])
 def test_a_batch_is_a_loop_over_its_matrices(options, gauge):
     rng = np.random.default_rng(0)
@@ -613,12 +613,12 @@ def test_a_batch_is_a_loop_over_its_matrices(options, gauge):
 
 
 @pytest.mark.parametrize("reg", [0.0, 0.5])
-@pytest.mark.parametrize("start", ["U", "V"])
+@pytest.mark.parametrize("first", ["U", "V"])
 @pytest.mark.parametrize("solver", ["qr", "gram"])
-def test_complex_iterates_are_those_of_the_normal_equations(reg, start, solver):
+def test_complex_iterates_are_those_of_the_normal_equations(reg, first, solver):
     W, _ = problem = example(dtype=np.complex128)
-    X = lorsum(problem.target, iters=2, reg=reg, start=start, solver=solver)
-    U, V = alternating(dense(problem.target), *W, 2, reg, start)
+    X = lorsum(problem.target, iters=2, reg=reg, first=first, solver=solver)
+    U, V = alternating(dense(problem.target), *W, 2, reg, first)
     assert X.dtype == np.complex128
     assert distance(X, U @ V.T) < 1e-12
     assert gap(lorsum(problem.target, iters=200), problem.target).distance < 1e-6
@@ -660,7 +660,7 @@ def test_terms_of_two_precisions_are_computed_in_the_higher(dtype):
     "options",
     [
         {"iters": 2},
-        {"iters": 2, "reg": 0.1, "start": "V"},
+        {"iters": 2, "reg": 0.1, "first": "V"},
         {"simultaneous": True},
         {"gauge": "balanced"},
         {"solver": "gram"},
@@ -723,7 +723,7 @@ def test_the_layout_in_memory_does_not_matter(order, writeable, strided):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"reg": 0.1}, {"start": "V"}, {"simultaneous": True}, {"solver": "gram"}], ids=str
+    "options", [{}, {"reg": 0.1}, {"first": "V"}, {"simultaneous": True}, {"solver": "gram"}], ids=str
 )
 def test_a_callback_sees_the_start_and_every_iterate(options):
     problem = example()
@@ -771,7 +771,7 @@ def test_what_a_callback_raises_comes_through(error):
         ({"reg": np.inf}, ValueError, "`reg` is inf"),
         ({"reg": "1"}, TypeError, "`reg` is a str"),
         ({"reg": None}, TypeError, "`reg` is a NoneType"),
-        ({"start": "in"}, ValueError, "`start` is 'in'"),
+        ({"first": "in"}, ValueError, "`first` is 'in'"),
         ({"method": "fast"}, ValueError, "`method` is 'fast'"),
         ({"solver": "cholesky"}, ValueError, "`solver` is 'cholesky'"),
         ({"gauge": "left"}, ValueError, "`gauge` is 'left'"),
@@ -825,7 +825,7 @@ def test_a_start_of_another_library_is_refused():
         {"solver": "qr"},
         {"solver": "gram"},
         {"reg": 0.1},
-        {"start": "V"},
+        {"first": "V"},
         {"simultaneous": True},
         {"gauge": "balanced"},
     ],
@@ -845,7 +845,7 @@ def test_a_value_that_is_not_finite_is_named(bad, options, place):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("factor", ["U", "V"])
-@pytest.mark.parametrize("options", [{}, {"solver": "qr"}, {"reg": 0.1}, {"start": "V"}, {"iters": 0}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"solver": "qr"}, {"reg": 0.1}, {"first": "V"}, {"iters": 0}], ids=str)
 @pytest.mark.filterwarnings("ignore:.*invalid value:RuntimeWarning")
 def test_a_start_that_is_not_finite_is_named(bad, factor, options):
     problem = example()
@@ -875,10 +875,10 @@ def test_a_product_that_overflows_says_so(solver):
 def test_a_gram_matrix_that_is_singular_is_a_linalg_error(library):
     W, G = (LowRank(*map(library, A)) for A in example())
     with pytest.raises(np.linalg.LinAlgError, match="Try `solver='qr'`, or `reg` > 0"):
-        lorsum(LowRank(0 * W.U, W.V) - G, solver="gram", start="V")
+        lorsum(LowRank(0 * W.U, W.V) - G, solver="gram", first="V")
 
 
 def test_the_gram_solver_takes_a_zero_factor_with_regularisation():
     W, G = example()
-    X = lorsum(LowRank(0 * W.U, W.V) - G, solver="gram", start="V", reg=0.1)
-    assert distance(X, lorsum(LowRank(0 * W.U, W.V) - G, start="V", reg=0.1)) < 1e-12
+    X = lorsum(LowRank(0 * W.U, W.V) - G, solver="gram", first="V", reg=0.1)
+    assert distance(X, lorsum(LowRank(0 * W.U, W.V) - G, first="V", reg=0.1)) < 1e-12

@@ -46,7 +46,7 @@ def measured(approx, target):
 FUNCTIONS = {
     "lorsum": rounded(),
     "lorsum reg": rounded(reg=0.1, iters=2),
-    "lorsum start": rounded(start="V"),
+    "lorsum start": rounded(first="V"),
     "lorsum coefficients": rounded(method="coefficients"),
     "lorsum direct": rounded(method="direct"),
     "lorsum gram": rounded(solver="gram"),

@@ -31,12 +31,12 @@ def run(rule, W, Gs, rng=0):
 
 @pytest.mark.parametrize("momentum", [0.0, MOMENTUM])
 @pytest.mark.parametrize("reg", [0.0, 1e-3, 10.0])
-@pytest.mark.parametrize("start", ["U", "V"])
+@pytest.mark.parametrize("first", ["U", "V"])
 @pytest.mark.parametrize("iters", [1, 2])
 @pytest.mark.parametrize("simultaneous", [False, True])
-def test_a_step_is_algorithm_1(problem, momentum, reg, start, iters, simultaneous):
+def test_a_step_is_algorithm_1(problem, momentum, reg, first, iters, simultaneous):
     W, Gs = problem
-    options = {"iters": iters, "start": start, "simultaneous": simultaneous}
+    options = {"iters": iters, "first": first, "simultaneous": simultaneous}
     rule = OPLoRA(lr=LR, momentum=momentum, reg=reg, **options)
     X, state = W, rule.init(W, rng=0)
     for G in Gs[:3]:
@@ -58,7 +58,7 @@ def test_a_step_is_algorithm_1(problem, momentum, reg, start, iters, simultaneou
 
 def test_a_step_is_listing_1(problem):
     W, (G, M, *_) = problem
-    rule = OPLoRA(lr=LR, momentum=MOMENTUM, reg=0.5, iters=2, start="V")
+    rule = OPLoRA(lr=LR, momentum=MOMENTUM, reg=0.5, iters=2, first="V")
     state = rule.init(W, rng=0)._replace(M=M)
     X, _ = rule.step(W, G, state)
     factors = [(A.V.T, A.U) for A in (W, G, M)]
@@ -134,15 +134,15 @@ def test_the_same_seed_gives_the_same_bits(problem):
     assert distance(one, third) > 0
 
 
-@pytest.mark.parametrize("start", ["U", "V"])
+@pytest.mark.parametrize("first", ["U", "V"])
 @pytest.mark.parametrize("zero", ["U", "V"])
 @pytest.mark.parametrize("reg", [0.0, 1e-3])
-def test_a_fresh_adapter_is_trained(start, zero, reg):
+def test_a_fresh_adapter_is_trained(first, zero, reg):
     rng = np.random.default_rng(0)
     A = dense(normal_lowrank(rng, 9, 7, 2))
     W = normal_lowrank(rng, 9, 7, 2)
     W = LowRank(0 * W.U, W.V) if zero == "U" else LowRank(W.U, 0 * W.V)
-    rule = OPLoRA(lr=0.25, momentum=0.5, start=start, reg=reg)
+    rule = OPLoRA(lr=0.25, momentum=0.5, first=first, reg=reg)
     state = rule.init(W, rng=0)
     for _ in range(40):
         W, state = rule.step(W, 2 * (dense(W) - A), state)  # the gradient of ‖W − A‖²
@@ -171,7 +171,7 @@ def test_options_that_make_no_sense_are_refused(options, kind, message):
         OPLoRA(lr=LR, **options)
 
 
-@pytest.mark.parametrize("options", [{"start": "in"}, {"method": "fast"}], ids=str)
+@pytest.mark.parametrize("options", [{"first": "in"}, {"method": "fast"}], ids=str)
 def test_names_that_lorsum_does_not_know_are_refused_at_the_latest_at_the_first_step(problem, options):
     W, (G, *_) = problem
     with pytest.raises(ValueError, match=f"`{next(iter(options))}` is"):

@@ -54,7 +54,7 @@ torch.save([p.detach() for p in model.parameters()], f"{folder}/done.pt")
 
 
 def run(folder, optimizer, killed_at=-1):
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     command = [sys.executable, "-c", RUN, str(folder), optimizer, str(killed_at)]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 

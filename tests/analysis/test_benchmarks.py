@@ -24,7 +24,7 @@ def test_listing_1_has_the_iterates_of_lorsum(iters):
     target = cases.problem(CASE)
     name = f"Listing 1 K={iters}"
     X = competitors.to_lowrank(name, competitors.calls([name], target)[name](), CASE.rank)
-    expected = ls.lorsum(target, iters=iters, start="V", solver="gram")
+    expected = ls.lorsum(target, iters=iters, first="V", solver="gram")
     np.testing.assert_allclose(X.U, expected.U, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(X.V, expected.V, rtol=1e-10, atol=1e-12)
 

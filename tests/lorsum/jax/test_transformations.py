@@ -50,7 +50,7 @@ RULES = [
     (lj.oplora, optim.OPLoRA, {"momentum": 0.9}),
     (lj.oplora, optim.OPLoRA, {"momentum": 0.9, "momentum_rank": 4, "iters": 3, "reg": 0.1}),
     (lj.oplora, optim.OPLoRA, {"momentum": 0.5, "iters": 8, "method": "coefficients"}),
-    (lj.oplora, optim.OPLoRA, {"start": "V", "simultaneous": True, "reg": 0.5}),
+    (lj.oplora, optim.OPLoRA, {"first": "V", "simultaneous": True, "reg": 0.5}),
     (lj.projected_oplora, optim.ProjectedOPLoRA, {"momentum": 0.9, "iters": 2}),
     (lj.scaled_oplora, optim.ScaledOPLoRA, {"scale": optim.DiagonalScale(), "momentum": 0.9}),
     (lj.scaled_oplora, optim.ScaledOPLoRA, {"scale": optim.KFAC(rank=2, damping=0.1)}),

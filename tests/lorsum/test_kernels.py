@@ -51,7 +51,7 @@ def kernels_alone(monkeypatch):
     [
         {},
         {"iters": 3},
-        {"start": "V"},
+        {"first": "V"},
         {"reg": 0.5, "iters": 2},
         {"gauge": "balanced"},
         {"reg": 0.1, "gauge": "balanced"},
@@ -71,7 +71,7 @@ def test_kernels_give_what_the_general_path_gives(shape, dtype, options):
 
 @pytest.mark.parametrize("shape", [*SHAPES, (120, 84, 8, (8,)), (10, 84, 8, (1,))], ids=str)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("options", [{}, {"iters": 3, "start": "V"}, {"reg": 0.5, "iters": 2}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"iters": 3, "first": "V"}, {"reg": 0.5, "iters": 2}], ids=str)
 def test_a_dense_term_beside_low_rank_ones(shape, dtype, options, kernels_alone):
     target = problem(*shape, np.float64)
     D = 0.02 * np.random.default_rng(1).normal(size=target.shape)
@@ -91,7 +91,7 @@ def test_sums_of_the_same_terms_together_and_one_by_one(shape, iters, dense, ker
     M = normal_lowrank(np.random.default_rng(1), *target.shape, 2)
     G = G.to_dense() if dense else G
     problems = [(W - 0.1 * G - 0.05 * M, {"reg": 1e-3}), (0.9 * M + G, {"gauge": "balanced"})]
-    together = lorsums(problems, iters=iters, start="U", simultaneous=False, method="auto")
+    together = lorsums(problems, iters=iters, first="U", simultaneous=False, method="auto")
     for X, (target, own) in zip(together, problems, strict=True):
         assert distance(X, lorsum(target, iters=iters, **own)) < 1e-13
 
@@ -195,9 +195,9 @@ def test_one_dependent_matrix_in_a_batch_leads_all_to_the_general_path():
     zero = LowRank(np.zeros_like(W.U), W.V)
     G = normal_lowrank(np.random.default_rng(5), 20, 15, 4)
 
-    X = lorsum(stacked([first - 0.1 * G for first in (W, zero)], (2,)), start="V")
+    X = lorsum(stacked([first - 0.1 * G for first in (W, zero)], (2,)), first="V")
     for i, first in enumerate((W, zero)):
-        assert distance(LowRank(X.U[i], X.V[i]), lorsum(first - 0.1 * G, start="V")) < 1e-14
+        assert distance(LowRank(X.U[i], X.V[i]), lorsum(first - 0.1 * G, first="V")) < 1e-14
 
 
 def test_calls_from_several_threads():

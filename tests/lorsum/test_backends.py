@@ -115,15 +115,15 @@ OPTIONS = [
     {"reg": 0.1},
     {"reg": 0.1, "solver": "gram"},
     {"reg": 0.1, "method": "coefficients"},
-    {"start": "V"},
-    {"start": "V", "reg": 0.1},
+    {"first": "V"},
+    {"first": "V", "reg": 0.1},
     {"simultaneous": True},
     {"simultaneous": True, "reg": 0.1},
     {"gauge": "balanced"},
     {"oversample": 2},
-    {"oversample": 2, "start": "V", "reg": 0.1},
+    {"oversample": 2, "first": "V", "reg": 0.1},
     {"accelerate": "krylov"},
-    {"accelerate": "krylov", "start": "V"},
+    {"accelerate": "krylov", "first": "V"},
     {"accelerate": "krylov", "iters": 4},  # where the span is all there is
     {"accelerate": "krylov", "oversample": 2, "method": "coefficients", "iters": 1},
     {"iters": 0},
@@ -312,7 +312,7 @@ HALVES = {
 # The general path, which all dtypes take: float32 in NumPy would go to the compiled kernels otherwise
 HALF_OPERATIONS = {
     "lorsum": lambda p: lorsum(p.target, iters=2, solver="qr"),
-    "lorsum reg": lambda p: lorsum(p.target, iters=2, reg=0.1, start="V", solver="qr"),
+    "lorsum reg": lambda p: lorsum(p.target, iters=2, reg=0.1, first="V", solver="qr"),
     "lorsum coefficients": lambda p: lorsum(p.target, iters=2, method="coefficients", gauge="paper", solver="qr"),
     "lorsum gram": lambda p: lorsum(p.target, iters=2, solver="gram"),
     "lorsum simultaneous": lambda p: lorsum(p.target, simultaneous=True),
@@ -364,7 +364,7 @@ def test_the_norm_of_a_large_matrix_in_half_precision_with_a_dense_term():
 
 
 def zero_start(p):
-    return lorsum(p.target, init=LowRank(0 * p.U, p.V), start="V", solver="gram")
+    return lorsum(p.target, init=LowRank(0 * p.U, p.V), first="V", solver="gram")
 
 
 def indefinite(p):
@@ -447,7 +447,7 @@ def test_learning_rates_and_regularisation_are_traced_and_only_iterations_compil
     "options",
     [
         {},
-        {"method": "coefficients", "start": "V"},
+        {"method": "coefficients", "first": "V"},
         {"accelerate": "krylov"},
         {"metric": "damped"},
     ],
@@ -485,7 +485,7 @@ def assert_gradient_is_that_of_differences(p, *numbers, **options):
 @pytest.mark.parametrize(
     "options",
     [
-        {"start": "V", "gauge": "balanced"},
+        {"first": "V", "gauge": "balanced"},
         {"solver": "gram", "iters": 2},
         {"accelerate": "krylov", "iters": 2},
         {"method": "coefficients"},

@@ -239,15 +239,15 @@ def test_the_gap_is_that_of_dense_matrices(name, rank):
 
 
 @gallery
-@pytest.mark.parametrize("start", ["U", "V"])
-def test_krylov_ends_at_the_optimum_and_plain_iterations_come_nearer_all_the_time(name, start):
+@pytest.mark.parametrize("first", ["U", "V"])
+def test_krylov_ends_at_the_optimum_and_plain_iterations_come_nearer_all_the_time(name, first):
     A, rank = GALLERY[name], 5
     target = LowRankSum([LowRank(A, np.eye(A.shape[1]))])
     init = normal_lowrank(np.random.default_rng(0), *A.shape, rank)
     optimal, rounding = np.linalg.norm(scipy.linalg.svdvals(A)[rank:]), 100 * EPS * np.linalg.norm(A)
 
     def error(**options):
-        return np.linalg.norm(A - dense(lorsum(target, init=init, start=start, **options)))
+        return np.linalg.norm(A - dense(lorsum(target, init=init, first=first, **options)))
 
     errors = [error(iters=k) for k in (1, 2, 4, 8)]
     assert all(after <= before + rounding for before, after in pairwise(errors))
@@ -283,7 +283,7 @@ scales = pytest.mark.parametrize("scale", SCALES, ids="{:.0e}".format)
 OPTIONS = [
     {},
     {"solver": "qr"},
-    {"start": "V", "solver": "qr"},
+    {"first": "V", "solver": "qr"},
     {"method": "coefficients"},
     {"gauge": "balanced"},
     {"gauge": "balanced", "solver": "qr"},
@@ -409,18 +409,18 @@ def test_the_sizes_of_columns_do_not_matter_for_what_is_measured(size, request):
 
 @pytest.mark.parametrize("condition", [1e4, 1e8, 1e12, 1e16], ids="{:.0e}".format)
 @pytest.mark.parametrize("solver", ["auto", "qr"])
-@pytest.mark.parametrize("start", ["U", "V"])
+@pytest.mark.parametrize("first", ["U", "V"])
 @pytest.mark.parametrize("seed", range(3))
-def test_a_rotated_gauge_costs_as_many_digits_as_its_condition_has(condition, solver, start, seed):
+def test_a_rotated_gauge_costs_as_many_digits_as_its_condition_has(condition, solver, first, seed):
     """Against the iteration in exact rational numbers: κ(U) = κ(V) = 10⁴ … 10¹⁶, and W harmless."""
     rng = np.random.default_rng(seed)
     W, G = with_spectrum(rng, 8, 6, np.array([3.0, 2, 1])), normal_lowrank(rng, 8, 6, 2)
     gauge = gauge_of_condition(rng, 3, condition)
     W = LowRank(W.U @ gauge, W.V @ np.linalg.inv(gauge).T)
-    X = lorsum(W - 0.5 * G, start=start, solver=solver)
+    X = lorsum(W - 0.5 * G, first=first, solver=solver)
     assert np.isfinite(dense(X)).all()
     (U, V), (S, Y) = ([np.vectorize(Fraction, otypes=[object])(x) for x in A] for A in (W, G))
-    exact = alternating(U @ V.T - S @ Y.T / 2, U, V, 1, start=start, solve=solve_exactly)
+    exact = alternating(U @ V.T - S @ Y.T / 2, U, V, 1, first=first, solve=solve_exactly)
     assert distance(X, (exact[0] @ exact[1].T).astype(float)) < 100 * EPS * condition
 
 
@@ -458,19 +458,19 @@ def nearest_least_squares(W, V, U0):
 
 
 @pytest.mark.parametrize("kind", DEPENDENT)
-@pytest.mark.parametrize("start", ["U", "V"])
+@pytest.mark.parametrize("first", ["U", "V"])
 @pytest.mark.parametrize("solver", ["auto", "qr"])
 @pytest.mark.parametrize("iters", [1, 2])
-def test_without_regularisation_the_nearest_of_all_minimisers_is_taken(kind, start, solver, iters):
+def test_without_regularisation_the_nearest_of_all_minimisers_is_taken(kind, first, solver, iters):
     W, G = example()
     U, V = W0 = LowRank(*DEPENDENT[kind](*W))
     target = dense(W0) - dense(G)
-    for side in ("UV" if start == "U" else "VU") * iters:
+    for side in ("UV" if first == "U" else "VU") * iters:
         if side == "U":
             U = nearest_least_squares(target, V, W0.U)
         else:
             V = nearest_least_squares(target.T, U, W0.V)
-    X = lorsum(W0 - G, iters=iters, start=start, solver=solver)
+    X = lorsum(W0 - G, iters=iters, first=first, solver=solver)
     if kind == "one direction":  # rounding opens others in the second half-step, which is no loss
         assert np.linalg.norm(target - dense(X)) <= np.linalg.norm(target - U @ V.T) * (1 + 1e-12)
     else:
@@ -478,14 +478,14 @@ def test_without_regularisation_the_nearest_of_all_minimisers_is_taken(kind, sta
 
 
 @pytest.mark.parametrize("kind", DEPENDENT)
-@pytest.mark.parametrize("start", ["U", "V"])
+@pytest.mark.parametrize("first", ["U", "V"])
 @pytest.mark.parametrize("options", [{}, {"solver": "qr"}, {"solver": "gram"}, {"method": "coefficients"}], ids=str)
 @pytest.mark.parametrize("reg", [1e-3, 1.0])
-def test_with_regularisation_dependent_columns_are_no_special_case(kind, start, options, reg):
+def test_with_regularisation_dependent_columns_are_no_special_case(kind, first, options, reg):
     W, G = example()
     W = LowRank(*DEPENDENT[kind](*W))
-    U, V = alternating(dense(W) - dense(G), *W, 1, reg, start)
-    X = lorsum(W - G, reg=reg, start=start, **options)
+    U, V = alternating(dense(W) - dense(G), *W, 1, reg, first)
+    X = lorsum(W - G, reg=reg, first=first, **options)
     assert distance(X, U @ V.T) < 1e-10
 
 
