@@ -9,21 +9,19 @@ from numpy.linalg import LinAlgError
 from lorsum._arrays import computing_dtype, conj, eps, frobenius, is_finite, normal
 from lorsum._decompositions import qr, svd
 from lorsum.lowrank import LowRank, LowRankSum
-from lorsum.typing import Array
+from lorsum.typing import RNG, Array
 
 __all__ = ["krylov", "randomized", "subspace", "svd_of"]
 
 _Triple: TypeAlias = tuple[Array, Array, Array]
 
 
-def randomized(A: LowRankSum, rank: int, oversample: int, iters: int, rng: np.random.Generator) -> _Triple:
+def randomized(A: LowRankSum, rank: int, oversample: int, iters: int, rng: RNG) -> _Triple:
     """Algorithms 4.4 and 5.1 of Halko, Martinsson and Tropp."""
     return _first(rank, _from_range(A, _range(A, rank + oversample, iters, rng)))
 
 
-def subspace(
-    A: LowRankSum, rank: int, oversample: int, max_iters: int, residual_tol: float, rng: np.random.Generator
-) -> _Triple:
+def subspace(A: LowRankSum, rank: int, oversample: int, max_iters: int, residual_tol: float, rng: RNG) -> _Triple:
     """Orthogonal iteration on a few more columns than r, until the leading r Ritz triples have converged."""
     xp = A.namespace
     Q = _range(A, rank + oversample, 0, rng)
@@ -43,9 +41,7 @@ def subspace(
     )
 
 
-def krylov(
-    A: LowRankSum, rank: int, solver: str, max_iters: int | None, residual_tol: float, rng: np.random.Generator
-) -> _Triple:
+def krylov(A: LowRankSum, rank: int, solver: str, max_iters: int, residual_tol: float, rng: RNG) -> _Triple:
     """What SciPy's solver finds, improved by one orthogonal iteration and checked."""
     V = _svds(A, rank, solver, max_iters, residual_tol, rng)
     V = V.astype(computing_dtype(A.namespace, A.dtype), copy=False)
@@ -56,7 +52,7 @@ def krylov(
     return U, s, Vh
 
 
-def _svds(A: LowRankSum, rank: int, solver: str, max_iters: int | None, tol: float, rng: np.random.Generator) -> Array:
+def _svds(A: LowRankSum, rank: int, solver: str, max_iters: int, tol: float, rng: RNG) -> Array:
     """Right singular vectors by SciPy, of A scaled to norm 1: it squares the numbers."""
     from scipy.sparse.linalg import svds
 
@@ -73,14 +69,12 @@ def _svds(A: LowRankSum, rank: int, solver: str, max_iters: int | None, tol: flo
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the result is checked
-            return svds(operator, rank, solver=solver, maxiter=max_iters, tol=tol, rng=rng)[2].conj().T
+            return svds(operator, rank, solver=solver, maxiter=max_iters or None, tol=tol, rng=rng)[2].conj().T
     except (RuntimeError, ValueError) as error:  # ArpackError; LinAlgError and LOBPCG's own
         raise _no_convergence(solver, str(error)) from error
 
 
-def _check_convergence(
-    A: LowRankSum, triple: _Triple, solver: str, residual_tol: float, rng: np.random.Generator
-) -> None:
+def _check_convergence(A: LowRankSum, triple: _Triple, solver: str, residual_tol: float, rng: RNG) -> None:
     """An error unless U, s, V are singular, and nothing larger than the smallest of them is left over."""
     U, s, Vh = triple
     unit = eps(np, s.dtype)
@@ -92,7 +86,7 @@ def _check_convergence(
         raise _no_convergence(solver, f"a direction was missed along which A is {left:.3e}, above σ_r = {s[-1]:.3e}")
 
 
-def _norm_from_below(A: LowRankSum, rng: np.random.Generator, columns: int = 4, steps: int = 20) -> float:
+def _norm_from_below(A: LowRankSum, rng: RNG, columns: int = 4, steps: int = 20) -> float:
     """The largest Ritz value in a block Krylov space: nearly ‖A‖, never above it, so that no right answer is refused.
 
     It falls short of the norm by a part of about (log(min(m, n)) / steps)² at worst (Musco and Musco, 2015), and by
@@ -111,7 +105,7 @@ def _no_convergence(solver: str, reason: str) -> LinAlgError:
     return LinAlgError(f"`method` {solver!r} has not converged: {reason}. Raise `max_iters`, or take {other}.")
 
 
-def _range(A: LowRankSum, columns: int, iters: int, rng: np.random.Generator) -> Array:
+def _range(A: LowRankSum, columns: int, iters: int, rng: RNG) -> Array:
     """Orthonormal columns whose span comes near to that of A's leading left singular vectors."""
     like = (A.arrays() or [np.empty(0, computing_dtype(A.namespace, A.dtype))])[0]
     columns = min(columns, *A.shape[-2:])

@@ -19,7 +19,7 @@ from lorsum._arrays import (
 from lorsum._iterative import krylov, randomized, subspace, svd_of
 from lorsum._operators import check_adjoints, is_operator
 from lorsum.lowrank import LowRank, LowRankSum, as_sum, require_finite, require_finite_coefficients
-from lorsum.typing import RNG, Array, Matrix
+from lorsum.typing import RNG, Array, Matrix, Scalar
 
 __all__ = ["TruncatedSVD", "as_tolerance", "rank_for", "truncated_svd"]
 
@@ -35,7 +35,7 @@ _HONOURED_BY = {
     "iters": ("randomized",),
     "max_iters": ("auto", *_KRYLOV, "subspace"),
 }
-_DEFAULT_MAX_ITERS = {"subspace": 1000, "lobpcg": 200}
+_DEFAULT_MAX_ITERS = {"subspace": 1000, "lobpcg": 200}  # of the others: SciPy's
 
 
 class TruncatedSVD(NamedTuple):
@@ -174,14 +174,14 @@ def truncated_svd(
     array([3., 1.])
     """
     sum_ = as_sum(A, "A")
-    rank, rtol = _checked_size(sum_, rank, rtol)
+    r, rtol = _checked_size(sum_, rank, rtol)
     residual_tol = as_tolerance(residual_tol, "residual_tol")
     oversample = None if oversample is None else as_count(oversample, "oversample", least=0)
     _check_honoured(method, residual_tol=residual_tol or None, oversample=oversample, iters=iters, max_iters=max_iters)
     oversample = 10 if oversample is None else oversample
-    method = _checked_method(sum_, method, rank)
+    method = _checked_method(sum_, method, r)
     iters = 2 if iters is None else as_count(iters, "iters", least=0)
-    limit = _DEFAULT_MAX_ITERS.get(method) if max_iters is None else as_count(max_iters, "max_iters", least=1)
+    limit = _DEFAULT_MAX_ITERS.get(method, 0) if max_iters is None else as_count(max_iters, "max_iters", least=1)
     generator = None if method in _EXACT else as_generator(rng)
     _check_values(sum_, method)
 
@@ -189,15 +189,15 @@ def truncated_svd(
     W = sum_.astype(computing_dtype(xp, dtype))
     try:
         if method == "factored":
-            U, s, Vh = _factored(W, rank, rtol)
+            U, s, Vh = _factored(W, r, rtol)
         elif method == "lapack":
-            U, s, Vh = _lapack(W, rank, rtol)
+            U, s, Vh = _lapack(W, r, rtol)
         elif method == "randomized":
-            U, s, Vh = randomized(W, rank, oversample, iters, generator)
+            U, s, Vh = randomized(W, r, oversample, iters, generator)
         elif method == "subspace":
-            U, s, Vh = subspace(W, rank, oversample, limit, residual_tol, generator)
+            U, s, Vh = subspace(W, r, oversample, limit, residual_tol, generator)
         else:
-            U, s, Vh = krylov(W, rank, method, limit, residual_tol, generator)
+            U, s, Vh = krylov(W, r, method, limit, residual_tol, generator)
     except RuntimeError as error:
         if not type(error).__name__.endswith("LinAlgError"):  # torch has one of its own
             raise
@@ -205,7 +205,7 @@ def truncated_svd(
     return TruncatedSVD(xp.astype(U, dtype, copy=False), s, xp.astype(Vh, dtype, copy=False))
 
 
-def _factored(A: LowRankSum, rank: int | None, rtol: float | None) -> _Triple:
+def _factored(A: LowRankSum, rank: int, rtol: float) -> _Triple:
     missing = (rank or 1) - A.rank
     if missing > 0:  # zero columns, which QR completes to an orthonormal basis
         A = A + LowRank._of(*(zeros_like((*x.shape[:-1], missing), x) for x in A.terms[0]))
@@ -221,7 +221,7 @@ def _compressed(A: LowRankSum) -> tuple[Callable[[Array], Array], Array, Callabl
     return Qu.__matmul__, core, Qv.__matmul__
 
 
-def _lapack(A: LowRankSum, rank: int | None, rtol: float | None) -> _Triple:
+def _lapack(A: LowRankSum, rank: int, rtol: float) -> _Triple:
     U, s, Vh = svd_of(A.to_dense())
     r = rank or rank_for(s, rtol)
     return U[..., :r], s[..., :r], Vh[..., :r, :]
@@ -240,15 +240,16 @@ def rank_for(s: Array, rtol: float) -> int:
 # --- checks of the arguments ---
 
 
-def _checked_size(A: LowRankSum, rank: int | None, rtol: float | None) -> tuple[int | None, float | None]:
+def _checked_size(A: LowRankSum, rank: int | None, rtol: float | None) -> tuple[int, float]:
+    """The rank, 0 where ``rtol`` decides, and ``rtol``."""
     if (rank is None) == (rtol is None):
         raise ValueError(f"`rank` is {rank} and `rtol` {rtol}: exactly one of the two is needed.")
     if rank is None:
-        return None, as_tolerance(rtol, "rtol")
-    return as_rank(rank, A.shape), None
+        return 0, as_tolerance(rtol, "rtol")
+    return as_rank(rank, A.shape), 0.0
 
 
-def as_tolerance(value: float, name: str) -> float:
+def as_tolerance(value: Scalar, name: str) -> float:
     """``value`` as a float t with 0 ≤ t < 1."""
     number = as_real(value, name)
     if not 0 <= number < 1:
@@ -275,7 +276,7 @@ def _check_values(A: LowRankSum, method: Method) -> None:
         check_adjoints("A", filter(is_operator, A.terms))
 
 
-def _checked_method(A: LowRankSum, method: Method, rank: int | None) -> Method:
+def _checked_method(A: LowRankSum, method: Method, rank: int) -> Method:
     """The method that ``"auto"`` stands for, or the one asked for if it can do it."""
     if method not in _METHODS:
         raise ValueError(f"`method` is {method!r}; it must be one of {', '.join(map(repr, _METHODS))}.")
@@ -283,7 +284,7 @@ def _checked_method(A: LowRankSum, method: Method, rank: int | None) -> Method:
         return _cheapest(A, rank)
     if method == "factored" and not A.is_factored:
         raise ValueError("`method` is 'factored', but a term of `A` is not a LowRank: use 'lapack'.")
-    if rank is None and method not in _EXACT:
+    if not rank and method not in _EXACT:
         raise ValueError(
             f"`rtol` needs all singular values, and `method` {method!r} finds `rank` of them: use 'lapack'."
         )
@@ -305,11 +306,11 @@ def _check_krylov(A: LowRankSum, method: Method, rank: int) -> None:
         )
 
 
-def _cheapest(A: LowRankSum, rank: int | None) -> Method:
+def _cheapest(A: LowRankSum, rank: int) -> Method:
     if A.is_factored:
         return "factored" if _factored_flops(A) < _lapack_flops(A) else "lapack"
     m, n = A.shape[-2:]
-    small = rank is None or m * n <= 10**6 or 5 * rank >= min(m, n)
+    small = not rank or m * n <= 10**6 or 5 * rank >= min(m, n)
     return "lapack" if small or not any(map(is_operator, A.terms)) else "arpack"
 
 
