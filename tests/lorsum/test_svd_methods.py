@@ -297,8 +297,12 @@ def test_it_compiles_under_jax():
 
 
 def test_propack_misses_equal_singular_values_and_is_found_out():
+    A = matrix(80, 60, "all equal")
+    if tuple(map(int, scipy.__version__.split(".")[:2])) < (1, 17):  # whose PROPACK, another program, finds them
+        assert_best(truncated_svd(A, 8, method="propack", rng=0), A, 8)
+        return
     with pytest.raises(scipy.linalg.LinAlgError, match=r"'propack' has not converged: .*'arpack' or 'lapack'"):
-        truncated_svd(matrix(80, 60, "all equal"), 8, method="propack", rng=0)
+        truncated_svd(A, 8, method="propack", rng=0)
 
 
 @pytest.mark.parametrize("method", ["arpack", "lobpcg", "subspace"])
