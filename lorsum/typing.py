@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-__all__ = ["RNG", "Accelerate", "Array", "DType", "Factor", "Matrix", "Scalar"]
+__all__ = ["RNG", "Acceleration", "Array", "DType", "Factor", "Matrix", "Scalar"]
 
 Array: TypeAlias = Any
 """An array of NumPy, PyTorch, JAX or any library that speaks the array API."""
@@ -28,5 +28,5 @@ RNG: TypeAlias = int | np.random.Generator | None
 Factor: TypeAlias = Literal["U", "V"]
 """The name of one of the two factors of a low-rank matrix U Vᵀ."""
 
-Accelerate: TypeAlias = Literal["krylov"] | None
-"""``"krylov"``: the best approximation in the span of all iterates; None: the last iterate."""
+Acceleration: TypeAlias = Literal["krylov"]
+"""What ``accelerate`` may be beside None: ``"krylov"``, the best approximation in the span of all iterates."""

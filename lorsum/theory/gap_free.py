@@ -5,12 +5,12 @@ from collections.abc import Callable
 import numpy as np
 
 from lorsum._arrays import as_count
-from lorsum.typing import Accelerate, Array
+from lorsum.typing import Acceleration, Array
 
 __all__ = ["chebyshev_decay", "gap_free_bound", "gap_free_loss", "is_krylov", "random_start_angle", "tangent_of"]
 
 
-def gap_free_bound(iters: int, start_angle: float, *, accelerate: Accelerate = None) -> float:
+def gap_free_bound(iters: int, start_angle: float, *, accelerate: Acceleration | None = None) -> float:
     """An ε with σ_i² − σ_i(X)² ≤ ε σ_{q+1}² for all i ≤ r after K iterations with λ = 0, whatever the spectrum.
 
     Parameters
@@ -162,7 +162,7 @@ def tangent_of(start_angle: float) -> float:
     return np.inf if start_angle > np.pi / 2 - 1e-15 else float(np.tan(start_angle))
 
 
-def is_krylov(accelerate: Accelerate) -> bool:
+def is_krylov(accelerate: Acceleration | None) -> bool:
     """True for "krylov", False for None."""
     if accelerate not in (None, "krylov"):
         raise ValueError(f"`accelerate` is {accelerate!r}; it must be None or 'krylov'.")

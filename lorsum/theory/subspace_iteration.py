@@ -6,7 +6,7 @@ import numpy as np
 
 from lorsum._arrays import as_count
 from lorsum.theory.gap_free import chebyshev_decay, gap_free_loss, is_krylov, tangent_of
-from lorsum.typing import Accelerate, Array, Factor
+from lorsum.typing import Acceleration, Array, Factor
 
 __all__ = [
     "AngleBounds",
@@ -120,7 +120,7 @@ def angle_bounds(
 
 
 def singular_value_bounds(
-    s: Array, rank: int, iters: int, start_angle: float, *, dominant: int | None = None, accelerate: Accelerate = None
+    s: Array, rank: int, iters: int, start_angle: float, *, dominant: int | None = None, accelerate: Acceleration | None = None
 ) -> Array:
     """Lower bounds of the singular values of the iterate after K iterations with λ = 0; upper bounds are σ₁ … σ_r.
 
@@ -181,7 +181,7 @@ def singular_value_bounds(
 
 
 def excess_bound(
-    s: Array, rank: int, iters: int, start_angle: float, *, dominant: int | None = None, accelerate: Accelerate = None
+    s: Array, rank: int, iters: int, start_angle: float, *, dominant: int | None = None, accelerate: Acceleration | None = None
 ) -> float:
     """Largest excess error ‖W − X‖ / ‖W − W_r‖ − 1 that K iterations with λ = 0 may leave, in Frobenius norms.
 
@@ -216,7 +216,7 @@ def excess_bound(
 
 
 def iterations_needed(
-    s: Array, rank: int, tol: float, start_angle: float, *, dominant: int | None = None, accelerate: Accelerate = None
+    s: Array, rank: int, tol: float, start_angle: float, *, dominant: int | None = None, accelerate: Acceleration | None = None
 ) -> int:
     """Smallest K for which :func:`excess_bound` is at most ``tol``: that many iterations are enough.
 
