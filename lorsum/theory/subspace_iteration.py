@@ -120,7 +120,13 @@ def angle_bounds(
 
 
 def singular_value_bounds(
-    s: Array, rank: int, iters: int, start_angle: float, *, dominant: int | None = None, accelerate: Acceleration | None = None
+    s: Array,
+    rank: int,
+    iters: int,
+    start_angle: float,
+    *,
+    dominant: int | None = None,
+    accelerate: Acceleration | None = None,
 ) -> Array:
     """Lower bounds of the singular values of the iterate after K iterations with λ = 0; upper bounds are σ₁ … σ_r.
 
@@ -181,7 +187,13 @@ def singular_value_bounds(
 
 
 def excess_bound(
-    s: Array, rank: int, iters: int, start_angle: float, *, dominant: int | None = None, accelerate: Acceleration | None = None
+    s: Array,
+    rank: int,
+    iters: int,
+    start_angle: float,
+    *,
+    dominant: int | None = None,
+    accelerate: Acceleration | None = None,
 ) -> float:
     """Largest excess error ‖W − X‖ / ‖W − W_r‖ − 1 that K iterations with λ = 0 may leave, in Frobenius norms.
 
@@ -216,7 +228,13 @@ def excess_bound(
 
 
 def iterations_needed(
-    s: Array, rank: int, tol: float, start_angle: float, *, dominant: int | None = None, accelerate: Acceleration | None = None
+    s: Array,
+    rank: int,
+    tol: float,
+    start_angle: float,
+    *,
+    dominant: int | None = None,
+    accelerate: Acceleration | None = None,
 ) -> int:
     """Smallest K for which :func:`excess_bound` is at most ``tol``: that many iterations are enough.
 
