@@ -68,6 +68,16 @@ def test_every_public_name_is_annotated(public):
     assert not missing, "\n".join(missing)
 
 
+def test_random_numbers_start_from_the_seed_0(public):
+    functions = []
+    for name, thing in public.items():
+        members = functions_of(thing) if inspect.isclass(thing) else [("", thing)] if callable(thing) else []
+        functions += [(f"{name}.{member}", inspect.unwrap(function)) for member, function in members]
+    found = ((name, inspect.signature(function).parameters.get("rng")) for name, function in functions)
+    defaults = {name: rng.default for name, rng in found if rng is not None and rng.default is not rng.empty}
+    assert {name: default for name, default in defaults.items() if default != 0} == {}
+
+
 def test_every_public_function_and_class_has_a_docstring(public):
     assert [name for name, thing in public.items() if callable(thing) and not inspect.getdoc(thing)] == []
 
