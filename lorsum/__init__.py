@@ -13,7 +13,8 @@ True
 
 from lorsum import datasets, nn, optim, theory
 from lorsum.alternating import Iterate, lorsum
-from lorsum.certified import Certified, lorsum_until
+from lorsum.alternating.plan import Plan, plan
+from lorsum.alternating.until import Certified, lorsum_until
 from lorsum.diagnostics import Gap, History, gap, principal_angles
 from lorsum.incremental import IncrementalSVD
 from lorsum.lowrank import LowRank, LowRankSum
@@ -32,6 +33,7 @@ __all__ = [
     "Iterate",
     "LowRank",
     "LowRankSum",
+    "Plan",
     "TruncatedSVD",
     "datasets",
     "gap",
@@ -39,6 +41,7 @@ __all__ = [
     "lorsum_until",
     "nn",
     "optim",
+    "plan",
     "principal_angles",
     "theory",
     "truncated_svd",
