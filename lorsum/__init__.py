@@ -15,7 +15,8 @@ True
 
 from lorsum import datasets, nn, optim, theory
 from lorsum.alternating import Iterate, lorsum
-from lorsum.certified import Certified, lorsum_until
+from lorsum.alternating.plan import Plan, plan
+from lorsum.alternating.until import Certified, lorsum_until
 from lorsum.diagnostics import Gap, History, gap, principal_angles
 from lorsum.incremental import IncrementalSVD
 from lorsum.lowrank import LowRank, LowRankSum
@@ -33,6 +34,9 @@ __all__ = [
     "lorsum_until",
     "truncated_svd",
     "IncrementalSVD",
+    # which way `lorsum` would take, and what that costs
+    "plan",
+    "Plan",
     # what these take and give
     "Damped",
     "Diagonal",

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 from array_api_compat import is_numpy_array
 from numpy.linalg import LinAlgError
 
-from lorsum import _compiled as compiled
+from lorsum import _numba
 from lorsum._arrays import (
     as_count,
     as_generator,
@@ -209,7 +209,8 @@ def _factored(A: LowRankSum, rank: int, rtol: float) -> _Triple:
     missing = (rank or 1) - A.rank
     if missing > 0:  # zero columns, which QR completes to an orthonormal basis
         A = A + LowRank._of(*(zeros_like((*x.shape[:-1], missing), x) for x in A.terms[0]))
-    times_left, core, times_right = compiled.compressed(A) or _compressed(A)
+    Us, Vs = [term.U for term in A.terms], [term.V for term in A.terms]
+    times_left, core, times_right = _numba.compressed(Us, Vs, A.coefficients) or _compressed(A)
     P, s, Zh = svd_of(core)
     r = rank or rank_for(s, rtol)
     return times_left(P[..., :r]), s[..., :r], times_right(Zh[..., :r, :].mT).mT

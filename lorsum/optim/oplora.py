@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from lorsum._arrays import as_count, namespace_of, normal, zeros_like
-from lorsum._half_steps import column_space
-from lorsum.alternating import check_choices, lorsums
+from lorsum._decompositions import column_space
+from lorsum.alternating import lorsums
+from lorsum.alternating.problem import as_problem, check_choices
 from lorsum.lowrank import LowRank, as_sum
 from lorsum.optim._options import (
     check_fraction,
@@ -135,7 +136,8 @@ class OPLoRA:
 
     def rounded(self, *problems):
         """LoRSum of targets, each with options of its own beside this rule's."""
-        return lorsums(problems, iters=self.iters, first=self.first, simultaneous=self.simultaneous, method=self.method)
+        shared = {"iters": self.iters, "first": self.first, "simultaneous": self.simultaneous, "method": self.method}
+        return lorsums([as_problem(target, **own, **shared) for target, own in problems])
 
 
 @dataclass(frozen=True, kw_only=True)
