@@ -9,13 +9,14 @@ import sys
 import time
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from threadpoolctl import threadpool_info
 
 __all__ = ["environment"]
 
 
-def environment():
+def environment() -> dict[str, Any]:
     """Describe where a run takes place: machine, versions, threads, commit, time.
 
     Returns
@@ -74,7 +75,7 @@ def _cpu_name():
 
 @cache  # the code that runs is the code that was imported, whatever happens to the files later
 def _git_state():
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     found = _output("git", "-C", str(root), "rev-parse", "--show-toplevel", "HEAD")
     if found is None or Path(found.splitlines()[0]).resolve() != root:
         return None  # no checkout, or installed inside somebody else's

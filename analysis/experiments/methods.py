@@ -4,8 +4,19 @@ from pkgutil import resolve_name
 from typing import Any, Literal, NamedTuple
 
 from lorsum import optim
+from lorsum.typing import Factor
 
-__all__ = ["METHODS", "Config", "Method", "configuration", "label", "method_of", "options_of", "optimizer_class", "rule_of"]
+__all__ = [
+    "METHODS",
+    "Config",
+    "Method",
+    "configuration",
+    "label",
+    "method_of",
+    "options_of",
+    "optimizer_class",
+    "rule_of",
+]
 
 Config = dict[str, Any]  # of a run: the method and its options, the task's, the seed
 
@@ -30,7 +41,12 @@ class Method(NamedTuple):
     color: str
     dashes: Any
     proximal: bool = False
-    first: Literal["U", "V"] | None = None
+    first: Factor | None = None
+
+    @property
+    def plain(self) -> bool:
+        """True where an optimizer of the framework's own trains everything."""
+        return self.optimizer.startswith("torch.optim:")
 
 
 # Name in a configuration → what it is, in the order of tables. The colours are safe for the colour-blind, and the

@@ -12,26 +12,37 @@ import hashlib
 import json
 import math
 import os
-import platform
 import re
 import sys
 import time
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from tqdm import tqdm
 
-from analysis.environment import environment
-from analysis.workers import available_cpus, check_importable, outcomes
+from analysis.experiments.environment import environment
+from analysis.experiments.output import delete_leftovers, write
+from analysis.experiments.workers import available_cpus, check_importable, outcomes
 
-__all__ = ["environment", "read_record", "read_records", "record_path", "run_study", "write_record"]
+__all__ = ["Record", "read_record", "read_records", "record_path", "run_study", "write_record"]
+
+Record: TypeAlias = dict[str, Any]  # config, results, environment, seconds
+_Path: TypeAlias = str | os.PathLike
 
 _NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 _SLUG_KEYS = ("study", "framework", "task", "method", "optimizer", "iters", "rank", "seed")
-_DAY = 24 * 60 * 60
 
 
-def run_study(run, configs, folder, *, workers=None, progress=True):
+def run_study(
+    run: Callable[[dict], dict],
+    configs: Iterable[dict],
+    folder: _Path,
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+) -> list[Record]:
     """Run every configuration that has no record yet, and return the records of all.
 
     Each record is written the moment its run finishes. Killed at any moment and called again, the study loses at most
@@ -87,7 +98,7 @@ def run_study(run, configs, folder, *, workers=None, progress=True):
     workers = available_cpus() if workers is None else workers
     if workers < 1:
         raise ValueError(f"`workers` was {workers}; it should be 1 or more.")
-    _sweep(folder)
+    delete_leftovers(folder)
     asked = {record_path(folder, config): config for config in configs}
     records = {path: _read_matching(path, config) for path, config in asked.items() if path.exists()}
     pending = {path: config for path, config in asked.items() if path not in records}
@@ -144,7 +155,7 @@ def _read_matching(path, config):
     return record
 
 
-def record_path(folder, config):
+def record_path(folder: _Path, config: dict) -> Path:
     """Path of a configuration's record: readable, and different for every configuration.
 
     The name is a slug of what usually tells runs apart and ten digits of the SHA-256 of the configuration as canonical
@@ -170,7 +181,7 @@ def record_path(folder, config):
     return Path(folder) / f"{_slug(config)}-{digest[:10]}.json"
 
 
-def write_record(path, record):
+def write_record(path: _Path, record: Record) -> None:
     """Write a record, whole or not at all.
 
     Parameters
@@ -188,22 +199,11 @@ def write_record(path, record):
     ValueError
         If a string is one of those that stand for the non-finite floats.
     """
-    path = Path(path)
     lines = [f"{json.dumps(key)}: {json.dumps(entry, allow_nan=False)}" for key, entry in _plain(record).items()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write("{\n" + ",\n".join(lines) + "\n}\n")
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut could leave the new name on an empty file
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def read_record(path):
+def read_record(path: _Path) -> Record:
     """Read a record that `write_record` wrote.
 
     Parameters
@@ -228,7 +228,7 @@ def read_record(path):
     return _restored(record)
 
 
-def read_records(folder, /, **filters):
+def read_records(folder: _Path, /, **filters: Any) -> list[Record]:
     """Read a folder's records, in the order of their names.
 
     Parameters
@@ -314,29 +314,3 @@ def _restored(value):
     if isinstance(value, list):
         return [_restored(entry) for entry in value]
     return _NON_FINITE.get(value, value) if isinstance(value, str) else value
-
-
-def _sweep(folder):
-    """Delete the temporary files of killed runs.
-
-    Another computer's processes cannot be asked for, so its files must be a day old; writing one takes milliseconds.
-    """
-    for temporary in folder.glob(".*.tmp"):
-        ours = re.search(re.escape(f".{platform.node()}.") + r"(\d+)\.tmp$", temporary.name)
-        try:
-            if (ours and not _alive(int(ours[1]))) or time.time() - temporary.stat().st_mtime > _DAY:
-                temporary.unlink()
-        except FileNotFoundError:
-            pass  # swept, or renamed to its record, by another process
-
-
-def _alive(pid):
-    if os.name == "nt":
-        return True  # here os.kill would end the process instead of asking for it
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable, Generator, Hashable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
@@ -26,7 +27,9 @@ _THREAD_VARIABLES = (
 )
 
 
-def outcomes(function, tasks, workers):
+def outcomes(
+    function: Callable, tasks: dict[Hashable, tuple], workers: int
+) -> Generator[tuple[Hashable, str | None], None, None]:
     """Call a function for each task, and tell of each as it finishes.
 
     Parameters
@@ -63,9 +66,9 @@ def outcomes(function, tasks, workers):
 def _parallel(function, tasks, workers):
     context = multiprocessing.get_context("spawn")
     watched, held = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_follow, initargs=(watched,))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_exit_with_parent, initargs=(watched,))
     try:
-        with _one_thread_in_children(), _deaf_children():
+        with _one_thread_in_children(), _interrupts_blocked():
             futures = {pool.submit(_attempt, function, arguments): key for key, arguments in tasks.items()}
         for future in as_completed(futures):
             yield futures[future], future.result()
@@ -76,7 +79,7 @@ def _parallel(function, tasks, workers):
             "was short."
         ) from error
     except BaseException:
-        held.close()  # interrupted or closed: see _follow
+        held.close()  # interrupted or closed: see _exit_with_parent
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -84,13 +87,13 @@ def _parallel(function, tasks, workers):
         watched.close()
 
 
-def _follow(watched):
+def _exit_with_parent(watched):
     """Tie a worker's life to its parent's.
 
     Only the parent holds the other end of this pipe. It closes when the parent gives up and when it dies, of SIGKILL
     even, on every platform; without this an orphan would wait for its next task for ever.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where _deaf_children cannot block it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where _interrupts_blocked cannot block it
 
     def leave():
         wait([watched])
@@ -139,7 +142,7 @@ def _one_thread_in_children():
 
 
 @contextmanager
-def _deaf_children():
+def _interrupts_blocked():
     """Block Ctrl-C while processes start. They inherit that, and leave when their parent does, without a traceback."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -151,7 +154,7 @@ def _deaf_children():
         signal.pthread_sigmask(signal.SIG_SETMASK, before)  # one that came meanwhile is raised here
 
 
-def check_importable(run):
+def check_importable(run: Callable) -> None:
     """Raise a ValueError if worker processes could not import the function ``run``."""
     try:
         pickle.dumps(run)
@@ -167,6 +170,6 @@ def check_importable(run):
         )
 
 
-def available_cpus():
+def available_cpus() -> int:
     """Number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,19 +1,35 @@
-"""Convergence of LoRSum against K: how fast error, excess and angle fall, beside the predicted rate (σ_{r+1}/σ_r)².
+"""Convergence of LoRSum against K, on matrices with known spectra: how much is one more iteration worth?
 
-``python -m analysis.convergence`` runs all of it, in less than a minute, and prints measured beside predicted rates.
+How fast do error, excess and angle fall, beside the predicted rate (σ_{r+1}/σ_r)²: from a random start and from the
+last step, with a proximal term, with badly conditioned factors, accelerated, and as the momentum of a training?
 """
 
-import argparse
 import math
-from pathlib import Path
+from collections.abc import Sequence
+from os import PathLike
 
 import numpy as np
 
-from analysis.records import run_study
-from lorsum import History, LowRank, gap, lorsum, truncated_svd
+from analysis.experiments.command_line import count, parser
+from analysis.experiments.methods import Config
+from analysis.experiments.records import Record, run_study
+from analysis.experiments.tables import plain
+from lorsum import History, LowRank, LowRankSum, gap, lorsum, truncated_svd
 from lorsum.theory import contraction_rate
+from lorsum.typing import Array
 
-__all__ = ["SPECTRA", "configurations", "main", "measured_rate", "problem", "rates", "run", "spectrum", "table"]
+__all__ = [
+    "SPECTRA",
+    "command",
+    "configurations",
+    "main",
+    "measured_rate",
+    "problem",
+    "rates",
+    "run",
+    "spectrum",
+    "table",
+]
 
 SHAPE, RANK, TERMS = (300, 200), 8, 48
 SPECTRA = ("geometric, 0.5", "geometric, 0.9", "1/i", "flat, gap of 2", "flat")
@@ -28,7 +44,7 @@ ACCELERATIONS = [
 MOMENTUM_RANKS, MOMENTUM_ITERS = (RANK, 2 * RANK, 4 * RANK), (1, 2, 4, 8)
 
 
-def configurations(*, seeds=5, iters=40, tasks=None):
+def configurations(*, seeds: int = 5, iters: int = 40, tasks: Sequence[str] | None = None) -> list[Config]:
     """Configurations of the study.
 
     Parameters
@@ -70,7 +86,7 @@ def configurations(*, seeds=5, iters=40, tasks=None):
     ]
 
 
-def run(config):
+def run(config: Config) -> dict:
     """Follow one iteration to its largest K.
 
     Returns
@@ -96,12 +112,12 @@ def run(config):
     if not options:
         # The excess is a difference of norms of the size of ‖W‖: what is smaller is rounding
         rounding = 1e3 * np.finfo(float).eps * float(np.linalg.norm(s) / np.linalg.norm(s[r:]))
-        results["angle_rate"] = measured_rate(np.tan(history.angle), floor=1e-12, small=0.2)
-        results["excess_rate"] = measured_rate(history.excess, floor=rounding, small=0.02)
+        results["angle_rate"] = measured_rate(np.tan(history.angle), rounding=1e-12, asymptotic=0.2)
+        results["excess_rate"] = measured_rate(history.excess, rounding=rounding, asymptotic=0.02)
     return results
 
 
-def problem(config):
+def problem(config: Config) -> tuple[LowRankSum | LowRank, LowRank]:
     """The target of a configuration, and where its iteration starts.
 
     Returns
@@ -124,7 +140,7 @@ def problem(config):
     return W - config["eta"] * _random_matrix(s, rng), W
 
 
-def spectrum(name, rank=RANK):
+def spectrum(name: str, rank: int = RANK) -> Array:
     """The 48 singular values of a named spectrum, descending from 1; only that with a gap asks for the rank r."""
     i = np.arange(1, TERMS + 1)
     return {
@@ -136,15 +152,15 @@ def spectrum(name, rank=RANK):
     }[name]
 
 
-def measured_rate(values, *, floor, small):
+def measured_rate(values: Sequence[float], *, rounding: float, asymptotic: float) -> float:
     """The factor an iteration by which a sequence falls in the end.
 
     Parameters
     ----------
     values : sequence of float
         One for each K from 0; the first is left out, since the fall from the start is another.
-    floor, small : float
-        Values below ``floor`` are rounding errors, values above ``small`` not asymptotic; neither is used.
+    rounding, asymptotic : float
+        Values below ``rounding`` are rounding errors, values above ``asymptotic`` not asymptotic; neither is used.
 
     Returns
     -------
@@ -153,10 +169,10 @@ def measured_rate(values, *, floor, small):
         second half differ by more than 5 % (in the logarithm): no rate can be seen then.
     """
     logs = []
-    for value in values[1:]:  # up to the first that is rounding error: noise may rise above the floor again
-        if not value > floor:
+    for value in values[1:]:  # up to the first that is rounding error: noise may rise again
+        if not value > rounding:
             break
-        if value <= small:
+        if value <= asymptotic:
             logs.append(math.log(value))
     falls = np.diff(logs)[-8:]
     if len(falls) < 2:
@@ -165,7 +181,7 @@ def measured_rate(values, *, floor, small):
     return math.exp(float(np.mean(falls))) if abs(early - late) <= 0.05 * abs(late) else math.nan
 
 
-def rates(records):
+def rates(records: Sequence[Record]) -> list[dict]:
     """Predicted and measured rates of cold starts, warm starts and ranks.
 
     Returns
@@ -189,16 +205,30 @@ def rates(records):
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 
-def table(records):
+def table(records: Sequence[Record]) -> str:
     """`rates` as text, one line each."""
-    lines = [f"{'start':<7}{'spectrum':<16}{'η':>5}{'rank':>6}{'predicted':>12}{'angle':>8}{'excess':>8}"]
-    line = "{start:<7}{spectrum:<16}{eta:>5}{rank:>6}{predicted:>12.3g}{angle:>8.3f}{excess:>8.3f}"
-    return "\n".join(lines + [line.format_map(row | {"eta": row["eta"] or "–"}) for row in rates(records)])
+    rows = [
+        [row["start"], row["spectrum"], row["eta"] or "–", row["rank"], f"{row['predicted']:.3g}"]
+        + [f"{row[quantity]:.3f}" for quantity in ("angle", "excess")]
+        for row in rates(records)
+    ]
+    return plain(["start", "spectrum", "η", "rank", "predicted", "angle", "excess"], rows)
 
 
-def main(folder="records/convergence", *, seeds=5, iters=40, workers=None):
+def main(
+    folder: str | PathLike = "records/convergence", *, seeds: int = 5, iters: int = 40, workers: int | None = None
+) -> list[Record]:
     """Run the study and return its records."""
     return run_study(run, configurations(seeds=seeds, iters=iters), folder, workers=workers)
+
+
+def command(arguments: Sequence[str] | None = None) -> None:
+    """Run the study as from the command line."""
+    options = parser("analysis convergence", __doc__, folder="records/convergence", seeds=5, workers=None)
+    options.add_argument("--iters", type=count, default=40, help="the largest K (default: %(default)s)")
+    records = main(**vars(options.parse_args(arguments)))
+    print("Predicted: (σᵣ₊₁/σᵣ)². Angle, excess: how fast they fall, as a multiple of it; nan: no rate to be seen.")
+    print(table(records))
 
 
 def _momentum(config):
@@ -239,14 +269,3 @@ def _random_matrix(s, rng):
 
 def _orthonormal(rows, columns, rng):
     return np.linalg.qr(rng.standard_normal((rows, columns)))[0]
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("records/convergence"), help="where the records go")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--iters", type=int, default=40, help="the largest K")
-    parser.add_argument("--workers", type=int, help="processes (default: one for each CPU)")
-    records = main(**vars(parser.parse_args()))
-    print("Predicted: (σᵣ₊₁/σᵣ)². Angle, excess: how fast they fall, as a multiple of it; nan: no rate to be seen.")
-    print(table(records))

@@ -1,19 +1,23 @@
 """The paper's linear task (Figure 1): min ‖X Wᵀ − X Aᵀ‖² over W of rank 8, by full-batch and by mini-batch steps.
 
-``python -m analysis.linear`` runs all that Figure 1 needs.
+How close does OPLoRA come to SVDLoRA, and to the best loss of that rank, as K and the rank of its momentum grow?
 """
 
-import argparse
-from pathlib import Path
+from collections.abc import Sequence
+from os import PathLike
 
 import numpy as np
 
-from analysis.methods import configuration, rule_of, step_gap
-from analysis.records import run_study
+from analysis.experiments.command_line import parser
+from analysis.experiments.methods import Config, configuration, rule_of
+from analysis.experiments.records import Record, run_study
+from analysis.experiments.sizes import Size
+from analysis.experiments.step_gap import step_gap
 from lorsum import LowRank, truncated_svd
 
-__all__ = ["configurations", "main", "run"]
+__all__ = ["PAPER", "REDUCED", "command", "configurations", "main", "run"]
 
+PAPER = REDUCED = Size(seeds=5, epochs=100)
 D_OUT, D_IN, RANK = 600, 200, 8
 FULL_BATCH = [
     configuration("full", lr=0.5),
@@ -41,7 +45,7 @@ MOMENTUM_RANK = [
 ]
 
 
-def configurations(*, seeds=5, epochs=100):
+def configurations(*, seeds: int = 5, epochs: int = 100) -> list[Config]:
     """Configurations of Figure 1's three panels; the third one's base case, momentum rank r, is in the second."""
     tasks = [("full batch", D_IN, FULL_BATCH), ("mini-batch", 64, MINI_BATCH + MOMENTUM_RANK)]
     return [
@@ -52,7 +56,7 @@ def configurations(*, seeds=5, epochs=100):
     ]
 
 
-def run(config):
+def run(config: Config) -> dict:
     """Train on one configuration.
 
     Returns
@@ -60,7 +64,7 @@ def run(config):
     dict
         ``excess``: the loss above the best one of rank 8, before training and after each epoch; ``best``: that loss;
         ``gap_epoch``, ``step_excess`` and ``step_missed``: how far from the truncated SVD of the full step, with
-        the exact momentum, the last step of these epochs landed (see `analysis.methods.step_gap`).
+        the exact momentum, the last step of these epochs landed (see `analysis.experiments.step_gap`).
     """
     rng, shuffle = (np.random.default_rng([config["seed"], stream]) for stream in (0, 1))
     A = rng.standard_normal((D_IN, D_OUT)).T
@@ -89,9 +93,17 @@ def run(config):
     }
 
 
-def main(folder="records/linear", *, seeds=5, epochs=100, workers=None):
+def main(
+    folder: str | PathLike = "records/linear", *, seeds: int = 5, epochs: int = 100, workers: int | None = None
+) -> list[Record]:
     """Run the study and return its records."""
     return run_study(run, configurations(seeds=seeds, epochs=epochs), folder, workers=workers)
+
+
+def command(arguments: Sequence[str] | None = None) -> None:
+    """Run the study as from the command line."""
+    options = parser("analysis linear", __doc__, folder="records/linear", workers=None, **PAPER._asdict())
+    main(**vars(options.parse_args(arguments)))
 
 
 def _gradient(W, A, rows):
@@ -103,12 +115,3 @@ def _gradient(W, A, rows):
 
 def _loss(W, A):
     return float(np.sum((np.eye(D_IN) @ W.T - A.T) ** 2))
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("records/linear"), help="where the records go")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=100)
-    parser.add_argument("--workers", type=int, help="processes (default: one for each CPU)")
-    main(**vars(parser.parse_args()))

@@ -1,23 +1,28 @@
 """LoRA on MNIST by the autograd-free MLP, LeNet-300-100: frozen random weights, adapters of rank 8 and trained biases.
 
-``python -m analysis.mnist --epochs 20`` runs the paper's protocol on this network (the paper's own is LeNet5).
+Does the order of the methods in the paper's Table 1, for LeNet5, hold on a network of linear layers alone, and how far
+from the truncated SVD do their steps land?
 """
 
-import argparse
 import time
+from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
+from os import PathLike
 
 import numpy as np
 
-from analysis.methods import configuration, rule_of, step_gap
-from analysis.records import run_study
+from analysis.experiments.command_line import parser
+from analysis.experiments.images import standardised
+from analysis.experiments.methods import Config, configuration, method_of, rule_of
+from analysis.experiments.records import Record, run_study
+from analysis.experiments.sizes import Size
+from analysis.experiments.step_gap import step_gap
 from lorsum import datasets, nn, optim
 
-__all__ = ["configurations", "main", "run"]
+__all__ = ["PAPER", "REDUCED", "command", "configurations", "main", "run"]
 
+PAPER, REDUCED = Size(seeds=3, epochs=20), Size(seeds=2, epochs=3)
 SIZES, RANK, BATCH = (784, 300, 100, 10), 8, 64
-MEAN, STD = 0.1307, 0.3081
 GAPS_AN_EPOCH = 3
 # The learning rates are the paper's for LeNet5
 METHODS = [
@@ -32,7 +37,7 @@ METHODS = [
 ]
 
 
-def configurations(*, seeds=3, epochs=20, source=None):
+def configurations(*, seeds: int = 3, epochs: int = 20, source: str | None = None) -> list[Config]:
     """Configurations of the study. ``source`` is the data set's, so that records of a part of it are not mixed up."""
     source = datasets.mnist().source if source is None else source
     return [
@@ -42,7 +47,7 @@ def configurations(*, seeds=3, epochs=20, source=None):
     ]
 
 
-def run(config):
+def run(config: Config) -> dict:
     """Train on one configuration.
 
     Returns
@@ -51,7 +56,7 @@ def run(config):
         ``loss``, ``accuracy`` and ``seconds``, one an epoch: mean training loss, accuracy on the test images, and the
         time of the epoch's steps alone; ``gap_step``, ``step_excess`` and ``step_missed``: how far from the truncated
         SVD of the full step, with the exact momentum, these steps of the first layer landed (see
-        `analysis.methods.step_gap`).
+        `analysis.experiments.step_gap`).
     """
     images, labels, test_images, test_labels = _data()
     shuffle = np.random.default_rng([config["seed"], 1])
@@ -85,7 +90,7 @@ class _Training:
         rng = np.random.default_rng([config["seed"], 0])
         self.config, self.rule = config, rule_of(config)
         lr, alpha = config["lr"], config.get("momentum", 0.0)
-        self.bias_rule = optim.SGD(lr=lr, momentum=alpha) if "momentum" in config else optim.AdamW(lr=lr)
+        self.bias_rule = optim.SGD(lr=lr, momentum=alpha) if method_of(config).beside == "sgd" else optim.AdamW(lr=lr)
         self.layers = nn.mlp(SIZES, rank=RANK, rng=rng)
         self.states = [(self.rule.init(W, rng=rng), self.bias_rule.init(b)) for _, W, b in self.layers]
         self.alpha, self.M, self.before = alpha, 0.0, None
@@ -122,28 +127,21 @@ class _Training:
 @cache
 def _data():
     digits = datasets.mnist()
-    return (
-        _normalised(digits.train_images),
-        digits.train_labels,
-        _normalised(digits.test_images),
-        digits.test_labels,
-    )
+    return _inputs(digits.train_images), digits.train_labels, _inputs(digits.test_images), digits.test_labels
 
 
-def _normalised(images):
-    pixels = images.reshape(len(images), -1).astype(np.float32) / 255
-    return (pixels - np.float32(MEAN)) / np.float32(STD)
+def _inputs(images):
+    return standardised(images.reshape(len(images), -1).astype(np.float32) / 255)
 
 
-def main(folder="records/mnist", *, seeds=3, epochs=20, workers=None):
+def main(
+    folder: str | PathLike = "records/mnist", *, seeds: int = 3, epochs: int = 20, workers: int | None = None
+) -> list[Record]:
     """Run the study and return its records."""
     return run_study(run, configurations(seeds=seeds, epochs=epochs), folder, workers=workers)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("records/mnist"), help="where the records go")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--workers", type=int, help="processes (default: one for each CPU)")
-    main(**vars(parser.parse_args()))
+def command(arguments: Sequence[str] | None = None) -> None:
+    """Run the study as from the command line."""
+    options = parser("analysis mnist", __doc__, folder="records/mnist", workers=None, **PAPER._asdict())
+    main(**vars(options.parse_args(arguments)))

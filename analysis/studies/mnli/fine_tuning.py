@@ -1,9 +1,9 @@
 """Training the adapters and the head of a pretrained classifier, in steps that a checkpoint can interrupt."""
 
-import dataclasses
 import math
-import os
 import time
+from os import PathLike
+from pathlib import Path
 
 import numpy as np
 import peft
@@ -12,20 +12,72 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import DataCollatorWithPadding, get_linear_schedule_with_warmup
 
 import lorsum.torch
-from analysis.methods import rule_of
-from analysis.pretrained import classifier, tokenizer
+from analysis.experiments.methods import Config, method_of, optimizer_class, options_of
+from analysis.experiments.output import replacing
+from analysis.experiments.records import record_path
+from analysis.studies.mnli.pretrained_model import classifier, tokenizer
+from analysis.studies.mnli.sentence_pairs import SentencePairs, sentence_pairs
 from lorsum import optim
 
-__all__ = ["Training", "load", "save"]
+__all__ = ["Training", "load", "run", "save"]
 
-_OPTIMIZERS = {
-    "svdlora": lorsum.torch.SVDLoRA,
-    "oplora": lorsum.torch.OPLoRA,
-    "projected oplora": lorsum.torch.ProjectedOPLoRA,
-    "preconditioned sgd": lorsum.torch.PreconditionedSGD,
-    "preconditioned adamw": lorsum.torch.PreconditionedAdamW,
-}
 _EVALUATED = 64  # pairs at once
+_MEASURED = ("loss", "seconds", "update_seconds", "dev_step", "dev_loss", "dev_accuracy")
+
+
+def run(config: Config, *, checkpoints: str | PathLike | None = None) -> dict:
+    """Train on one configuration.
+
+    Parameters
+    ----------
+    config : dict
+        See `analysis.studies.mnli.study`.
+    checkpoints : path-like, optional
+        Folder in which the run saves its state at every evaluation, and from which it goes on.
+
+    Returns
+    -------
+    dict
+        ``loss``, ``seconds`` and ``update_seconds``, one a step: training loss, processor time, the optimizer's part;
+        ``dev_step``, ``dev_loss`` and ``dev_accuracy``, after so many steps; ``last_loss`` and ``last_accuracy``, at
+        the end; ``diverged``, the step that has no finite loss, or None; ``data``, in words; the numbers of
+        ``parameters``, without adapters, and of those ``trained``, with them.
+    """
+    training = Training(config, sentence_pairs(config["data"], config["model"], config["length"]))
+    path = None if checkpoints is None else record_path(checkpoints, config).with_suffix(".pt")
+    if path and path.exists():
+        load(training, path)
+    results = training.results
+    while training.done < config["steps"] and all(map(math.isfinite, results["loss"][-1:])):
+        training.step()
+        if training.done % config["every"] == 0:
+            _evaluate(training)
+            if path:
+                save(training, path)
+    diverged = not math.isfinite(results["loss"][-1])
+    last_loss, last_accuracy = (math.nan, math.nan) if diverged else training.evaluate(config["evaluated_last"])
+    whole, trained = (
+        sum(p.numel() for p in part) for part in (training.model.parameters(), training.trained().values())
+    )
+    return results | {
+        "diverged": training.done if diverged else None,
+        "last_loss": last_loss,
+        "last_accuracy": last_accuracy,
+        "data": training.data.source,
+        "parameters": whole - trained,  # PEFT keeps what the head was, frozen, beside its copy that is trained
+        "trained": trained,
+    }
+
+
+def _evaluate(training):
+    loss, accuracy = training.evaluate(training.config["evaluated"])
+    for key, value in (("dev_step", training.done), ("dev_loss", loss), ("dev_accuracy", accuracy)):
+        training.results[key].append(value)
+    print(
+        f"{training.config['method']}, lr {training.config['lr']:g}, step {training.done}: "
+        f"development loss {loss:.4f}, accuracy {accuracy:.3f}",
+        flush=True,
+    )
 
 
 class Training:
@@ -34,9 +86,9 @@ class Training:
     Parameters
     ----------
     config : dict
-        Of `analysis.mnli`. The seed decides on the head, the adapters and dropout.
-    data : Pairs
-        What to train and to evaluate on (see `analysis.pairs`).
+        Of `analysis.studies.mnli.study`. The seed decides on the head, the adapters and dropout.
+    data : SentencePairs
+        What to train and to evaluate on.
 
     Attributes
     ----------
@@ -45,7 +97,7 @@ class Training:
         What is measured, one entry a step or an evaluation.
     """
 
-    def __init__(self, config, data, classes=3):
+    def __init__(self, config: Config, data: SentencePairs, classes: int = 3):
         torch.manual_seed(config["seed"])
         self.config, self.data = config, data
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -53,18 +105,18 @@ class Training:
         self.optimizer = _optimizer(self.model, config)
         self.schedule = get_linear_schedule_with_warmup(self.optimizer, 0, config["steps"])
         self.collate = DataCollatorWithPadding(tokenizer(config["model"]))
-        self.results = {key: [] for key in ("loss", "seconds", "update_seconds")}
+        self.results = {key: [] for key in _MEASURED}
 
     @property
-    def done(self):
+    def done(self) -> int:
         """Number of steps done."""
         return len(self.results["loss"])
 
-    def trained(self):
+    def trained(self) -> dict[str, torch.nn.Parameter]:
         """Parameters of the adapters and the head, by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def step(self):
+    def step(self) -> float:
         """One step on the next batch; its loss. Where the gradient is not finite nothing moves, and the loss is nan."""
         batch = self.batch(self.done)
         start = time.process_time()
@@ -83,7 +135,7 @@ class Training:
             self.results[key].append(x)
         return value
 
-    def batch(self, step):
+    def batch(self, step: int) -> dict[str, torch.Tensor]:
         """What a step trains on."""
         return self._batch(self.data.train, self._numbers(step))
 
@@ -102,7 +154,7 @@ class Training:
         return torch.autocast(self.device, torch.bfloat16, enabled=self.config["precision"] == "bfloat16")
 
     @torch.no_grad()
-    def evaluate(self, count):
+    def evaluate(self, count: int) -> tuple[float, float]:
         """Mean loss and accuracy on so many pairs of the development set, always the same ones."""
         split = self.data.dev
         numbers = np.random.default_rng(0).permutation(len(split.labels))[:count]
@@ -138,20 +190,21 @@ def _with_adapters(model, config):
 
 def _optimizer(model, config):
     """The method's optimizer for the adapters, and AdamW for the head, the same with every method."""
-    options, lr = dataclasses.asdict(rule_of(config)), config["head_lr"]
+    make, options, lr = optimizer_class(config), options_of(config), config["head_lr"]
     adapters = lorsum.torch.adapters(model)
     factors = [p for adapter in adapters for p in (adapter.A, adapter.B)]
     head = [p for p in model.parameters() if p.requires_grad and all(p is not factor for factor in factors)]
-    if config["method"] in _OPTIMIZERS:
+    if not method_of(config).plain:
         others = optim.AdamW(lr=lr, weight_decay=0.0)
-        groups = [{"params": adapters}, {"params": head}]
-        return _OPTIMIZERS[config["method"]](groups, others=others, rng=config["seed"], **options)
+        return make([{"params": adapters}, {"params": head}], others=others, rng=config["seed"], **options)
     if config["method"] != "lora adamw":
-        raise ValueError(f"`method` is {config['method']!r}; one of {', '.join(_OPTIMIZERS)} or lora adamw is needed.")
-    return torch.optim.AdamW([{"params": factors, **options}, {"params": head, "lr": lr, "weight_decay": 0.0}])
+        raise ValueError(
+            f"`method` is {config['method']!r}; of PyTorch's own optimizers only 'lora adamw' is meant here."
+        )
+    return make([{"params": factors, **options}, {"params": head, "lr": lr, "weight_decay": 0.0}])
 
 
-def save(training, path):
+def save(training: Training, path: Path) -> None:
     """Write a checkpoint, whole or not at all."""
     parts = {
         "parameters": {name: p.detach() for name, p in training.trained().items()},
@@ -160,13 +213,11 @@ def save(training, path):
         "results": training.results,
         "random": torch.get_rng_state(),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    torch.save(parts, temporary)
-    os.replace(temporary, path)
+    with replacing(path) as file:
+        torch.save(parts, file)
 
 
-def load(training, path):
+def load(training: Training, path: Path) -> None:
     """Go on where a checkpoint of the same configuration was written."""
     parts = torch.load(path, weights_only=True)
     with torch.no_grad():

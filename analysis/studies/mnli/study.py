@@ -1,22 +1,25 @@
-"""LoRA on MNLI by a pretrained transformer: adapters on its query and value projections, and a head.
+"""LoRA on MNLI by a pretrained transformer: does OPLoRA come near SVDLoRA, and either near AdamW?
 
-Without options: a MiniLM of 22.7 million parameters on a part of the training pairs, in shorter and fewer batches than
-the paper's, about half an hour on one core; short runs choose the learning rates. ``--paper`` is the paper's protocol,
-for a machine that reaches the hub.
+Adapters on query and value projections, and a head. Without options: a MiniLM of 22.7 million parameters on a part of
+the training pairs, in shorter and fewer batches than the paper's, about half an hour on one core; short runs choose
+the learning rates. ``--paper`` is the paper's protocol, for a machine that reaches the hub.
 """
 
 import argparse
 import math
+from collections.abc import Sequence
 from functools import partial
+from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from analysis.methods import configuration
-from analysis.records import record_path, run_study
+from analysis.experiments.command_line import parser
+from analysis.experiments.methods import Config, configuration
+from analysis.experiments.records import Record, run_study
 
-__all__ = ["PAPER", "REDUCED", "Protocol", "best", "configurations", "main", "rates", "run"]
+__all__ = ["PAPER", "REDUCED", "Protocol", "best", "command", "configurations", "main", "rates"]
 
 RANK, DROPOUT, CLIP, HEAD_LR = 8, 0.1, 1.0, 1e-3
 METHODS = [
@@ -69,13 +72,13 @@ REDUCED = Protocol(
 )  # fmt: skip
 
 
-def configurations(protocol=REDUCED, lrs=None):
+def configurations(protocol: Protocol = REDUCED, lrs: dict[str, float] | None = None) -> list[Config]:
     """Configurations of the study, with the learning rates of `METHODS` but for those given, by method."""
     methods = [method | {"lr": (lrs or {}).get(method["method"], method["lr"])} for method in METHODS]
     return [_configuration(protocol, method, seed) for seed in range(protocol.seeds) for method in methods]
 
 
-def rates(protocol=REDUCED):
+def rates(protocol: Protocol = REDUCED) -> list[Config]:
     """Configurations of short runs that compare learning rates, the schedule being as short as they are."""
     short = protocol._replace(steps=SWEPT_STEPS, every=SWEPT_STEPS, evaluated=500, evaluated_last=500)
     methods = [method for method in METHODS if method["method"] in SWEPT]
@@ -86,7 +89,7 @@ def rates(protocol=REDUCED):
     ]
 
 
-def best(records):
+def best(records: Sequence[Record]) -> dict[str, float]:
     """The learning rates, by method, that leave the least training loss at the end of the short runs."""
     losses: dict = {}
     for record in records:
@@ -103,93 +106,30 @@ def _configuration(protocol, method, seed):
     return {"study": "mnli", **task, **adapters, "clip": CLIP, "head_lr": HEAD_LR, "seed": seed, **method}
 
 
-def run(config, *, checkpoints=None):
-    """Train on one configuration.
-
-    Parameters
-    ----------
-    config : dict
-        One of `configurations`.
-    checkpoints : path-like, optional
-        Folder in which the run saves its state at every evaluation, and from which it goes on.
-
-    Returns
-    -------
-    dict
-        ``loss``, ``seconds`` and ``update_seconds``, one a step: training loss, processor time, the optimizer's part;
-        ``dev_step``, ``dev_loss`` and ``dev_accuracy``, after so many steps; ``last_loss`` and ``last_accuracy``, at
-        the end; ``diverged``, the step that has no finite loss, or None; ``data``, in words; the numbers of
-        ``parameters``, without adapters, and of those ``trained``, with them.
-    """
-    from analysis import finetuning  # imports torch, which drawing the records does without
-    from analysis.pairs import pairs
-
-    training = finetuning.Training(config, pairs(config["data"], config["model"], config["length"]))
-    path = Path(checkpoints, record_path("", config).stem + ".pt") if checkpoints else None
-    if path and path.exists():
-        finetuning.load(training, path)
-    results = training.results
-    for key in ("dev_step", "dev_loss", "dev_accuracy"):
-        results.setdefault(key, [])
-    while training.done < config["steps"] and all(map(math.isfinite, results["loss"][-1:])):
-        training.step()
-        if training.done % config["every"] == 0:
-            _evaluate(training)
-            if path:
-                finetuning.save(training, path)
-    diverged = not math.isfinite(results["loss"][-1])
-    last_loss, last_accuracy = (math.nan, math.nan) if diverged else training.evaluate(config["evaluated_last"])
-    whole, trained = (
-        sum(p.numel() for p in part) for part in (training.model.parameters(), training.trained().values())
-    )
-    return results | {
-        "diverged": training.done if diverged else None,
-        "last_loss": last_loss,
-        "last_accuracy": last_accuracy,
-        "data": training.data.source,
-        "parameters": whole - trained,  # PEFT keeps what the head was, frozen, beside its copy that is trained
-        "trained": trained,
-    }
-
-
-def _evaluate(training):
-    loss, accuracy = training.evaluate(training.config["evaluated"])
-    for key, value in (("dev_step", training.done), ("dev_loss", loss), ("dev_accuracy", accuracy)):
-        training.results[key].append(value)
-    print(
-        f"{training.config['method']}, lr {training.config['lr']:g}, step {training.done}: "
-        f"development loss {loss:.4f}, accuracy {accuracy:.3f}",
-        flush=True,
-    )
-
-
-def main(folder="records/mnli", *, workers=1, **protocol):
+def main(folder: str | PathLike = "records/mnli", *, workers: int | None = 1, **protocol: Any) -> list[Record]:
     """Run the study, first the short runs if they are to choose, and return its records.
 
     Keywords are entries of `REDUCED` to change.
     """
-    protocol = REDUCED._replace(**protocol)
-    lrs = best(_recorded(rates(protocol), Path(folder, "rates"), workers)) if protocol.tuned else {}
-    return _recorded(configurations(protocol, lrs), Path(folder), workers)
+    asked = REDUCED._replace(**protocol)
+    lrs = best(_recorded(rates(asked), Path(folder, "rates"), workers)) if asked.tuned else {}
+    return _recorded(configurations(asked, lrs), Path(folder), workers)
 
 
 def _recorded(configs, folder, workers):
+    from analysis.studies.mnli.fine_tuning import run  # imports torch, which drawing the records does without
+
     return run_study(partial(run, checkpoints=folder / "checkpoints"), configs, folder, workers=workers)
 
 
-def _parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path("records/mnli"), help="where the records go")
-    parser.add_argument("--paper", action="store_true", help="start from the paper's protocol, not the reduced one")
-    parser.add_argument("--workers", type=int, default=1, help="processes")
+def command(arguments: Sequence[str] | None = None) -> None:
+    """Run the study as from the command line."""
+    options = parser("analysis mnli", __doc__, folder="records/mnli", workers=1)
+    options.add_argument("--paper", action="store_true", help="start from the paper's protocol, not the reduced one")
     for name, value in REDUCED._asdict().items():
         kind = {"action": argparse.BooleanOptionalAction} if isinstance(value, bool) else {"type": type(value)}
-        parser.add_argument(f"--{name}", **kind, default=argparse.SUPPRESS, help=f"default: {value}")
-    return parser
-
-
-if __name__ == "__main__":
-    options = vars(_parser().parse_args())
-    given = {name: options[name] for name in Protocol._fields if name in options}
-    asked = (PAPER if options["paper"] else REDUCED)._replace(**given)
-    main(options["folder"], workers=options["workers"], **asked._asdict())
+        options.add_argument(f"--{name}", **kind, default=argparse.SUPPRESS, help=f"default: {value}")
+    asked = vars(options.parse_args(arguments))
+    given = {name: asked[name] for name in Protocol._fields if name in asked}
+    protocol = PAPER if asked["paper"] else REDUCED
+    main(asked["folder"], workers=asked["workers"], **protocol._asdict() | given)
