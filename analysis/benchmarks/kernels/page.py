@@ -1,9 +1,10 @@
 """The benchmark's page, written from its records."""
 
-from analysis.benchmarks.cases import Case
-from analysis.benchmarks.targets import outcomes
-from analysis.benchmarks.text import duration, provenance, size, table
-from analysis.benchmarks.timing import median, ratio
+from analysis.benchmarks.kernels.problems import Case
+from analysis.benchmarks.kernels.targets import outcomes
+from analysis.benchmarks.recording import provenance
+from analysis.experiments.tables import duration, markdown, size
+from analysis.experiments.timing import median, ratio
 
 __all__ = ["page", "sections", "target_table"]
 
@@ -14,7 +15,7 @@ OTHERS = ("Listing 1 K=1", "Listing 1 K=8", "form the matrix", "torch.svd_lowran
 PARTNER = {"Listing 1 K=1": "auto K=1", "Listing 1 K=8": "auto K=8"}
 
 
-def page(records):
+def page(records: list[dict]) -> str:
     """The page as Markdown."""
     parts = [f"# Benchmarks\n\n{_opening(records)}\n"]
     for title, text in sections(records).items():
@@ -22,7 +23,7 @@ def page(records):
     return "\n".join(parts)
 
 
-def sections(records):
+def sections(records: list[dict]) -> dict[str, str]:
     """Title → text, of what there are records of."""
     tasks = {}
     for record in records:
@@ -36,7 +37,7 @@ def sections(records):
         "Competitors, one thread": grid and _others(grid),
         "lorsum, two threads": two and _own(two),
         "Competitors, two threads": two and _others(two),
-        "The limit": _limits(grid + two),
+        "Roofline": _roofline(grid + two),
         "Many adapters": _batches(tasks.get("batch", [])),
         "Overheads": _overheads(tasks.get("overhead", [])),
         "Memory": _memory(tasks.get("memory", [])),
@@ -44,7 +45,7 @@ def sections(records):
     return {title: text for title, text in made.items() if text}
 
 
-def target_table(records):
+def target_table(records: list[dict]) -> str:
     """The targets, each with pass or miss."""
     rows = []
     for target, outcome in outcomes(records):
@@ -53,12 +54,12 @@ def target_table(records):
         else:
             verdict = "pass" if outcome.passed else "**miss**"
             rows.append([target.what, target.wanted, f"{outcome.value:.3g}", verdict, outcome.note])
-    return table(["against", "target", "measured", "", "cases"], rows)
+    return markdown(["against", "target", "measured", "", "cases"], rows)
 
 
 def _opening(records):
     return (
-        f"{provenance('python -m analysis.benchmarks', records[-1]['environment'])} "
+        f"{provenance('python -m analysis benchmarks', records[-1]['environment'])} "
         "What was tried, what helped and what did not: [speed notes](speed-notes.md).\n\n"
         "The target is W − ηG − ηαM, W and M of rank r and G of rank R, so that the stacked rank is R + 2r. Times are "
         "medians of interleaved rounds, ratios medians of the ratios round by round. Behind each time stands the "
@@ -71,13 +72,13 @@ def _opening(records):
 
 def _own(records):
     rows = [[*_case(record), *(_cell(record, name) for name in OWN), _picked(record)] for record in records]
-    return table([*_CASE, *OWN, "`auto` at K = 8"], rows)
+    return markdown([*_CASE, *OWN, "`auto` at K = 8"], rows)
 
 
 def _others(records):
     """With the ratio to our time at the same K; baselines against the fastest of ours that is as accurate."""
     rows = [[*_case(record), *(_cell(record, name, ours=True) for name in OTHERS)] for record in records]
-    return "(× own): against lorsum at the same K, or at K = 1.\n\n" + table([*_CASE, *OTHERS], rows)
+    return "(× own): against lorsum at the same K, or at K = 1.\n\n" + markdown([*_CASE, *OTHERS], rows)
 
 
 _CASE = ("m × n", "r", "R", "dtype")
@@ -104,7 +105,7 @@ def _picked(record):
     return record["results"]["picked"].get("8") or "another way"
 
 
-def _limits(records):
+def _roofline(records):
     rows = []
     for record in records:
         results = record["results"]
@@ -118,9 +119,9 @@ def _limits(records):
     header = [*_CASE, "threads", "factors", "GB/s", "GF/s"]
     model = (
         "Time over the larger of bytes / bandwidth and operations / rate, measured beside it on as much memory; the "
-        "model is described in `analysis/benchmarks/limit.py`."
+        "model is described in `analysis/benchmarks/kernels/roofline.py`."
     )
-    return f"{model}\n\n{table([*header, *(f'K = {K}' for K in records[0]['results']['limit'])], rows)}" if rows else ""
+    return f"{model}\n\n{markdown([*header, *(f'K = {K}' for K in records[0]['results']['limit'])], rows)}" if rows else ""
 
 
 def _batches(records):
@@ -134,14 +135,14 @@ def _batches(records):
                          f"{duration(median(listing))} ({ratio(listing, batch):.1f} ×)",
                          f"{record['results']['apart']:.0e}"])  # fmt: skip
     header = ["adapters", *_CASE, "threads", "K", "one call", "a loop", "a loop of Listing 1", "batch against loop"]
-    return table(header, rows) if rows else ""
+    return markdown(header, rows) if rows else ""
 
 
 def _overheads(records):
     rows = [
         [f"`{name}`", duration(median(values))] for r in records for name, values in r["results"]["seconds"].items()
     ]
-    return table(["call", "time"], rows) if rows else ""
+    return markdown(["call", "time"], rows) if rows else ""
 
 
 def _memory(records):
@@ -161,4 +162,4 @@ def _memory(records):
         "BLAS too. The matrix itself would be the multiple in its column.\n\n"
     )
     header = [*_CASE, "factors", "the matrix", "call", "temporaries", "with the result", "process"]
-    return said + table(header, rows) if rows else ""
+    return said + markdown(header, rows) if rows else ""
