@@ -53,7 +53,7 @@ def _ill_conditioned(dtype, condition, solver, rng):
 def in_condition(dtype: DTypeLike = np.float64, *, seeds: int = 30, **options: Any) -> float:
     """Worst distance to the exact iteration, in units of ε (κ + ‖|U| |V|ᵀ‖ / ‖U Vᵀ‖), for κ(U), κ(V) up to 1e3.
 
-    κ is what the iteration makes of rounding errors at its best (:func:`analysis.benchmarks.extended_precision.condition`), and the other
+    κ is what the iteration makes of rounding errors at its best (see `extended_precision.condition`), and the other
     number what it costs to store U and V.
     """
     worst = 0.0

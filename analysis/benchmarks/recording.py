@@ -3,11 +3,14 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from analysis.experiments.output import write
-from analysis.records import record_path, run_study, write_record
+from analysis.experiments.records import read_record, record_path, run_study, write_record
 
-__all__ = ["provenance", "recorded", "write_page"]
+__all__ = ["collected", "four_digits", "provenance", "recorded", "write_page"]
 
 
 def recorded(run: Callable[[dict], dict], configs: list[dict], folder: Path, *, again: bool) -> list[dict]:
@@ -27,8 +30,14 @@ def recorded(run: Callable[[dict], dict], configs: list[dict], folder: Path, *, 
 def write_page(folder: Path, name: str, page: str, records: list[dict]) -> None:
     """Write a page, and beside it the records that it was written from, with the environment of the last one."""
     write(folder / f"{name}.md", page)
-    collected = [{"config": r["config"], "results": r["results"], "seconds": r["seconds"]} for r in records]
-    write_record(folder / f"{name}.json", {"environment": records[-1]["environment"], "records": collected})
+    parts = [{"config": r["config"], "results": r["results"], "seconds": r["seconds"]} for r in records]
+    write_record(folder / f"{name}.json", {"environment": records[-1]["environment"], "records": parts})
+
+
+def collected(path: Path) -> list[dict]:
+    """The records that `write_page` wrote beside a page: ``page(collected("docs/benchmarks.json"))`` is that page."""
+    content = read_record(path)
+    return [{**record, "environment": content["environment"]} for record in content["records"]]
 
 
 def provenance(command: str, environment: dict) -> str:
@@ -42,5 +51,6 @@ def provenance(command: str, environment: dict) -> str:
 
 
 def four_digits(seconds: dict[str, Any]) -> dict[str, Any]:
-    """Name → seconds in lists, nested or not; more digits than four no clock is worth."""
-    return {name: np.vectorize(lambda value: float(f"{value:.4g}"))(taken).tolist() for name, taken in seconds.items()}
+    """Name → seconds, lists of any depth: more digits no clock is worth."""
+    rounded = np.vectorize(lambda value: float(f"{value:.4g}"))
+    return {name: rounded(taken).tolist() for name, taken in seconds.items()}

@@ -1,7 +1,8 @@
 """Measure lorsum beside its competitors and the machine's roofline, print what was reached, and write it down.
 
 Records are kept: started again after an interruption, the same command goes on from there. A selection prints its own
-table; the page, the figures and the collected records are written where --output says.
+table; the page, the figures and the collected records are written where --output says. To see what a change costs,
+run it in both checkouts with --output, and give the other's benchmarks.json to --against.
 """
 
 import sys
@@ -9,11 +10,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from analysis.benchmarks.kernels.comparison import comparison
 from analysis.benchmarks.kernels.configurations import TASKS, configurations, name_of
 from analysis.benchmarks.kernels.figures import accuracy_figure, growth_figure
 from analysis.benchmarks.kernels.measurements import run
 from analysis.benchmarks.kernels.page import page, sections
-from analysis.benchmarks.recording import recorded, write_page
+from analysis.benchmarks.recording import collected, recorded, write_page
 from analysis.experiments.command_line import parser
 from analysis.experiments.output import write
 
@@ -30,8 +32,9 @@ def command(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"No configuration has all of {options.case} in its name, such as 'grid 84x120 r=8 R=64 float32'.")
     records = recorded(run, configs, options.folder, again=options.again)
     for title, text in sections(records).items():
-        if not text.startswith("!["):
-            print(f"{title}\n\n{text}")
+        print(f"{title}\n\n{text}")
+    if options.against is not None:
+        print(f"Times beside those of {options.against}\n\n{comparison(collected(options.against), records)}")
     if options.output is not None:
         write_page(options.output, "benchmarks", page(records), records)
         _write_figures(options.output, records)
@@ -51,6 +54,7 @@ def _parser():
         "--case", action="append", default=[], metavar="TEXT",
         help="cases whose name, such as 'grid 84x120 r=8 R=64 float32 threads=1', has this in it; may be repeated",
     )  # fmt: skip
+    made.add_argument("--against", type=Path, metavar="JSON", help="compare with the collected records of another run")
     made.add_argument("--quick", action="store_true", help="the smallest case of each part, in some seconds")
     return made
 

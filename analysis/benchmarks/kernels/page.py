@@ -1,4 +1,4 @@
-"""The benchmark's page, written from its records."""
+"""The page, written from the records."""
 
 from analysis.benchmarks.kernels.problems import Case
 from analysis.benchmarks.kernels.targets import outcomes
@@ -13,36 +13,39 @@ OWN = ("auto K=1", "auto K=2", "auto K=8", "direct K=1", "direct K=8", "coeffici
 OTHERS = ("Listing 1 K=1", "Listing 1 K=8", "form the matrix", "torch.svd_lowrank", "randomized_svd", "svds",
           "dense SVD")  # fmt: skip
 PARTNER = {"Listing 1 K=1": "auto K=1", "Listing 1 K=8": "auto K=8"}
+FIGURES = {
+    "Growth": "![Time against m + n, R, r and K](benchmarks-growth.png)",
+    "Accuracy against time": "![Excess against time](benchmarks-accuracy.png)",
+}
 
 
 def page(records: list[dict]) -> str:
     """The page as Markdown."""
-    parts = [f"# Benchmarks\n\n{_opening(records)}\n"]
-    for title, text in sections(records).items():
-        parts.append(f"## {title}\n\n{text}\n")
-    return "\n".join(parts)
+    tables = sections(records)
+    targets, figures = {"Targets": tables.pop("Targets")}, FIGURES if _of(records, "grid") else {}
+    parts = [f"## {title}\n\n{text}\n" for title, text in (targets | figures | tables).items()]
+    return "\n".join([f"# Benchmarks\n\n{_opening(records)}\n", *parts])
 
 
 def sections(records: list[dict]) -> dict[str, str]:
-    """Title → text, of what there are records of."""
-    tasks = {}
-    for record in records:
-        tasks.setdefault(record["config"]["task"], []).append(record)
-    grid, two = tasks.get("grid", []), tasks.get("threads", [])
+    """Title → table, of what there are records of."""
+    grid, two = _of(records, "grid"), _of(records, "threads")
     made = {
-        "Targets": target_table(records),
-        "Growth": "![Time against m + n, R, r and K](benchmarks-growth.png)" if grid else "",
-        "Accuracy against time": "![Excess against time](benchmarks-accuracy.png)" if grid else "",
-        "lorsum, one thread": grid and _own(grid),
-        "Competitors, one thread": grid and _others(grid),
-        "lorsum, two threads": two and _own(two),
-        "Competitors, two threads": two and _others(two),
-        "Roofline": _roofline(grid + two),
-        "Many adapters": _batches(tasks.get("batch", [])),
-        "Overheads": _overheads(tasks.get("overhead", [])),
-        "Memory": _memory(tasks.get("memory", [])),
+        "Targets": (target_table, records),
+        "lorsum, one thread": (_own, grid),
+        "Competitors, one thread": (_others, grid),
+        "lorsum, two threads": (_own, two),
+        "Competitors, two threads": (_others, two),
+        "Roofline": (_roofline, grid + two),
+        "Many adapters": (_batches, _of(records, "batch")),
+        "Overheads": (_overheads, _of(records, "overhead")),
+        "Memory": (_memory, _of(records, "memory")),
     }
-    return {title: text for title, text in made.items() if text}
+    return {title: written(chosen) for title, (written, chosen) in made.items() if chosen}
+
+
+def _of(records, task):
+    return [record for record in records if record["config"]["task"] == task]
 
 
 def target_table(records: list[dict]) -> str:
@@ -70,17 +73,6 @@ def _opening(records):
     )
 
 
-def _own(records):
-    rows = [[*_case(record), *(_cell(record, name) for name in OWN), _picked(record)] for record in records]
-    return markdown([*_CASE, *OWN, "`auto` at K = 8"], rows)
-
-
-def _others(records):
-    """With the ratio to our time at the same K; baselines against the fastest of ours that is as accurate."""
-    rows = [[*_case(record), *(_cell(record, name, ours=True) for name in OTHERS)] for record in records]
-    return "(× own): against lorsum at the same K, or at K = 1.\n\n" + markdown([*_CASE, *OTHERS], rows)
-
-
 _CASE = ("m × n", "r", "R", "dtype")
 
 
@@ -90,15 +82,30 @@ def _case(record):
     return [f"{m} × {n}", config["rank"], config["gradient_rank"], config["dtype"]]
 
 
-def _cell(record, name, ours=False):
+def _own(records):
+    rows = [[*_case(record), *(_cell(record, name) for name in OWN), _picked(record)] for record in records]
+    return markdown([*_CASE, *OWN, "`auto` at K = 8"], rows)
+
+
+def _others(records):
+    """With the ratio to our time at the same K; baselines against the fastest of ours that is as accurate."""
+    rows = [[*_case(record), *(_cell(record, name, _partner(record, name)) for name in OTHERS)] for record in records]
+    return "(× own): against lorsum at the same K, or at K = 1.\n\n" + markdown([*_CASE, *OTHERS], rows)
+
+
+def _partner(record, name):
+    return record["results"]["seconds"][PARTNER.get(name, "auto K=1")]
+
+
+def _cell(record, name, partner=None):
+    """The time, how many times longer than the partner's it is, and the excess."""
     results = record["results"]
     seconds = results["seconds"].get(name)
     if seconds is None:
         return "–"
-    text = duration(median(seconds))
-    if ours:
-        text += f" ({ratio(seconds, results['seconds'][PARTNER.get(name, 'auto K=1')]):.1f} ×)"
-    return text + (f", {results['excess'][name]:.0e}" if name in results["excess"] else "")
+    times = "" if partner is None else f" ({ratio(seconds, partner):.1f} ×)"
+    excess = f", {results['excess'][name]:.0e}" if name in results["excess"] else ""
+    return duration(median(seconds)) + times + excess
 
 
 def _picked(record):
@@ -106,22 +113,21 @@ def _picked(record):
 
 
 def _roofline(records):
+    iterations = list(records[0]["results"]["limit"])
     rows = []
     for record in records:
-        results = record["results"]
-        case = Case.of(record["config"])
-        row = [*_case(record), record["config"]["threads"], size(case.factor_numbers * case.itemsize)]
-        row += [f"{results['bandwidth'] / 1e9:.1f}", f"{results['products'] / 1e9:.0f}"]
-        for K, least in results["limit"].items():
-            taken = median(results["seconds"][f"auto K={K}"])
-            row.append(f"{duration(taken)} / {duration(least)} = {taken / least:.1f}")
-        rows.append(row)
-    header = [*_CASE, "threads", "factors", "GB/s", "GF/s"]
-    model = (
+        results, case = record["results"], Case.of(record["config"])
+        rates = f"{results['bandwidth'] / 1e9:.1f}", f"{results['products'] / 1e9:.0f}"
+        compared = ((median(results["seconds"][f"auto K={K}"]), results["limit"][K]) for K in iterations)
+        shares = [f"{duration(taken)} / {duration(least)} = {taken / least:.1f}" for taken, least in compared]
+        factors = size(case.factor_numbers * case.itemsize)
+        rows.append([*_case(record), record["config"]["threads"], factors, *rates, *shares])
+    said = (
         "Time over the larger of bytes / bandwidth and operations / rate, measured beside it on as much memory; the "
-        "model is described in `analysis/benchmarks/kernels/roofline.py`."
+        "model is described in `analysis/benchmarks/kernels/roofline.py`.\n\n"
     )
-    return f"{model}\n\n{markdown([*header, *(f'K = {K}' for K in records[0]['results']['limit'])], rows)}" if rows else ""
+    header = [*_CASE, "threads", "factors", "GB/s", "GF/s", *(f"K = {K}" for K in iterations)]
+    return said + markdown(header, rows)
 
 
 def _batches(records):
@@ -135,14 +141,12 @@ def _batches(records):
                          f"{duration(median(listing))} ({ratio(listing, batch):.1f} ×)",
                          f"{record['results']['apart']:.0e}"])  # fmt: skip
     header = ["adapters", *_CASE, "threads", "K", "one call", "a loop", "a loop of Listing 1", "batch against loop"]
-    return markdown(header, rows) if rows else ""
+    return markdown(header, rows)
 
 
 def _overheads(records):
-    rows = [
-        [f"`{name}`", duration(median(values))] for r in records for name, values in r["results"]["seconds"].items()
-    ]
-    return markdown(["call", "time"], rows) if rows else ""
+    seconds = {name: taken for record in records for name, taken in record["results"]["seconds"].items()}
+    return markdown(["call", "time"], [[f"`{name}`", duration(median(taken))] for name, taken in seconds.items()])
 
 
 def _memory(records):
@@ -151,10 +155,9 @@ def _memory(records):
     for record in records:
         case, results = Case.of(record["config"]), record["results"]
         factors = case.factor_numbers * case.itemsize
-        for name, temporaries in results["temporaries"].items():
-            peaks = [results[entry][name] for entry in ("total", "resident")]
+        for name in results["temporaries"]:
+            peaks = (results[entry][name] for entry in ("temporaries", "total", "resident"))
             rows.append([*_case(record), size(factors), f"{case.m * case.n / case.factor_numbers:.1f}", name,
-                         f"{temporaries / factors:.2f}",
                          *("–" if peak is None else f"{peak / factors:.2f}" for peak in peaks)])  # fmt: skip
     said = (
         "In multiples of the factors' size: the temporaries of a call beyond its inputs and result as NumPy reports "
@@ -162,4 +165,4 @@ def _memory(records):
         "BLAS too. The matrix itself would be the multiple in its column.\n\n"
     )
     header = [*_CASE, "factors", "the matrix", "call", "temporaries", "with the result", "process"]
-    return said + markdown(header, rows) if rows else ""
+    return said + markdown(header, rows)

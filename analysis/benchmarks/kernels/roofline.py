@@ -8,9 +8,9 @@ The model, for an m × n sum of stacked rank R, factors of rank r, and K iterati
 - on coefficients, all factors are read twice, for their Gram matrices, (m + n) R² operations by symmetry, and for the
   result, 2 (m + n) R r, of which (m + n) r is written; K iterations between cost 8K R² r.
 
-The least time is the larger of bytes over bandwidth and operations over the rate of matrix products, for the cheaper of the
-two. A half-step could share the reading of one side with the next, which no code here does: it would save a quarter of
-the reading at K = 1.
+The least time is the larger of bytes over bandwidth and operations over the rate of matrix products, for the cheaper of
+the two. A half-step could share the reading of one side with the next, which no code here does: it would save a quarter
+of the reading at K = 1.
 """
 
 from collections.abc import Callable

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 import lorsum.torch
 from analysis.studies.lenet5 import in_torch as lenet5
-from analysis.studies.mnli import fine_tuning, study as mnli
+from analysis.studies.mnli import fine_tuning
+from analysis.studies.mnli import study as mnli
 from analysis.studies.mnli.sentence_pairs import pairs
 from lorsum import datasets, optim
 

@@ -164,7 +164,8 @@ def _memory(record):
         rows.append([name, f"{_multiple(results, name):.3g}", *map(size, sizes)])
     header = ["optimizer", "state / adapters", "captured", "forward + backward", "step", "of it NumPy", "all state",
               "peak"]  # fmt: skip
-    return f"The adapters' {results['lora']:,} parameters take {size(_lora_nbytes(results))}.\n\n{markdown(header, rows)}"
+    said = f"The adapters' {results['lora']:,} parameters take {size(_lora_nbytes(results))}.\n\n"
+    return said + markdown(header, rows)
 
 
 def _multiple(results, name):
