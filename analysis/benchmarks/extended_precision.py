@@ -7,13 +7,15 @@ import mpmath
 import numpy as np
 import scipy.linalg
 
-__all__ = ["condition", "iterate"]
+import lorsum as ls
+
+__all__ = ["DIGITS", "condition", "iterate"]
 
 _numbers = np.vectorize(mpmath.mpf, otypes=[object])
 DIGITS = 60  # of which the normal equations below may lose 2 log₁₀ κ(V), and each iteration 4 log₁₀ σ₁/σᵣ
 
 
-def iterate(target, iters):
+def iterate(target: ls.LowRankSum, iters: int) -> np.ndarray:
     """The matrix after K iterations from U with λ = 0, from the factors as they are stored; rounded to double.
 
     The target's first term is where it starts. Its column space is that of (W Wᵀ)ᴷ⁻¹ W V, and the matrix is the
@@ -39,7 +41,7 @@ def _solved(A, B):
     return B
 
 
-def condition(target, iters, samples=8, size=1e-8):
+def condition(target: ls.LowRankSum, iters: int, *, samples: int = 8, size: float = 1e-8) -> float:
     """How many times larger than the rounding errors of a stable iteration the change of its result is.
 
     Stable is an iteration by QR factorisations whose every column, before it is orthogonalised, is off by a small

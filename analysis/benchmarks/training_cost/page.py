@@ -3,9 +3,11 @@
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from analysis.benchmarks.text import duration, provenance, size, table
-from analysis.training_cost.trainings import AGAIN, BASELINE
+from analysis.benchmarks.recording import provenance
+from analysis.benchmarks.training_cost.optimizers import AGAIN, BASELINE
+from analysis.experiments.tables import duration, markdown, size
 
 __all__ = ["TARGETS", "Overhead", "Target", "overhead", "page"]
 
@@ -41,7 +43,7 @@ class Overhead(NamedTuple):
     high: float
 
 
-def overhead(seconds, name):
+def overhead(seconds: dict[str, ArrayLike], name: str) -> Overhead:
     """The overhead of an optimizer, round by round beside AdamW in the same round."""
     theirs, ours = np.array(seconds[BASELINE]), np.array(seconds[name])
     beyond = (ours - theirs) / theirs[:, :1]
@@ -50,12 +52,12 @@ def overhead(seconds, name):
     return Overhead(*map(float, (np.median(total), *parts, *np.quantile(total, (0.25, 0.75)))))
 
 
-def page(records):
+def page(records: list[dict]) -> str:
     """The page as Markdown."""
     by_model = {}
     for record in records:
         by_model.setdefault(record["config"]["model"], {})[record["config"]["task"]] = record
-    where = provenance("python -m analysis.training_cost", records[-1]["environment"])
+    where = provenance("python -m analysis training-cost", records[-1]["environment"])
     parts = [f"# What a training step costs\n\n{where}\n\n{_METHOD}\n", f"## Targets\n\n{_targets(by_model)}"]
     for model, tasks in by_model.items():
         title = TITLES.get(model, model)
@@ -94,7 +96,7 @@ that of the head included."""
 
 def _targets(by_model):
     rows = [_outcome(target, by_model) for target in TARGETS]
-    return table(["what", "target", "measured", "", "note"], rows)
+    return markdown(["what", "target", "measured", "", "note"], rows)
 
 
 def _outcome(target, by_model):
@@ -149,7 +151,7 @@ def _times(record):
         rows.append(row + ["–"] * (8 - len(row)))
     header = ["optimizer", "forward + backward", "step", "overhead", "of it the hooks", "of it the step", "middle half",
               "by the wall clock"]  # fmt: skip
-    return table(header, rows)
+    return markdown(header, rows)
 
 
 def _memory(record):
@@ -162,7 +164,8 @@ def _memory(record):
         rows.append([name, f"{_multiple(results, name):.3g}", *map(size, sizes)])
     header = ["optimizer", "state / adapters", "captured", "forward + backward", "step", "of it NumPy", "all state",
               "peak"]  # fmt: skip
-    return f"The adapters' {results['lora']:,} parameters take {size(_lora_nbytes(results))}.\n\n{table(header, rows)}"
+    said = f"The adapters' {results['lora']:,} parameters take {size(_lora_nbytes(results))}.\n\n"
+    return said + markdown(header, rows)
 
 
 def _multiple(results, name):

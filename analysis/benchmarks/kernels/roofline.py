@@ -1,4 +1,4 @@
-"""What the machine allows: the bytes and operations that a case needs, over the rates measured beside it.
+"""The roofline: the bytes and operations that a case needs, over the rates measured beside it.
 
 The model, for an m × n sum of stacked rank R, factors of rank r, and K iterations:
 
@@ -8,21 +8,22 @@ The model, for an m × n sum of stacked rank R, factors of rank r, and K iterati
 - on coefficients, all factors are read twice, for their Gram matrices, (m + n) R² operations by symmetry, and for the
   result, 2 (m + n) R r, of which (m + n) r is written; K iterations between cost 8K R² r.
 
-The limit is the larger of bytes over bandwidth and operations over the rate of matrix products, for the cheaper of the
-two. A half-step could share the reading of one side with the next, which no code here does: it would save a quarter of
-the reading at K = 1.
+The least time is the larger of bytes over bandwidth and operations over the rate of matrix products, for the cheaper of
+the two. A half-step could share the reading of one side with the next, which no code here does: it would save a quarter
+of the reading at K = 1.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg.blas
 
-from analysis.benchmarks.timing import median
+from analysis.benchmarks.kernels.problems import Case
+from analysis.experiments.timing import median
 
-__all__ = ["PROBES", "Rates", "limit", "probes", "rates", "work"]
+__all__ = ["PRODUCT", "Rates", "least_seconds", "probes", "rates", "work"]
 
-PROBES = ("dot", "axpy", "product")
 SMALLEST = 2**18  # bytes from which the call itself does not count
 PRODUCT = 1024  # size of the square matrices
 
@@ -41,7 +42,7 @@ class Rates(NamedTuple):
     products: float
 
 
-def work(case, iters):
+def work(case: Case, iters: int) -> tuple[Work, Work]:
     """The work of K iterations, directly and on coefficients."""
     both, r, R = case.m + case.n, case.rank, case.stacked_rank
     direct = Work(
@@ -55,16 +56,16 @@ def work(case, iters):
     return direct, coefficients
 
 
-def limit(case, iters, measured):
+def least_seconds(case: Case, iters: int, measured: Rates) -> float:
     """Seconds that K iterations need at least, at the measured rates."""
     return min(
         max(needed.bytes / measured.bandwidth, needed.operations / measured.products) for needed in work(case, iters)
     )
 
 
-def probes(case, product=PRODUCT):
+def probes(case: Case, product: int = PRODUCT) -> dict[str, Callable]:
     """Calls whose times give the rates, in the case's dtype and on as much memory as its factors take."""
-    numbers = max(case.factor_numbers, SMALLEST // case.itemsize) // 2
+    numbers = _vector(case)
     x, y = np.ones(numbers, case.dtype), np.zeros(numbers, case.dtype)
     axpy = scipy.linalg.blas.get_blas_funcs("axpy", (x, y))
     A, C = np.full((product, product), 0.5, case.dtype), np.empty((product, product), case.dtype)
@@ -75,10 +76,15 @@ def probes(case, product=PRODUCT):
     }
 
 
-def rates(case, seconds, product=PRODUCT):
+def rates(case: Case, seconds: dict[str, list[float]], product: int = PRODUCT) -> Rates:
     """The rates from the probes' times: the bandwidth is the better of reading two vectors and of updating one."""
-    numbers = max(case.factor_numbers, SMALLEST // case.itemsize) // 2
+    numbers = _vector(case)
     read, updated = (
         words * numbers * case.itemsize / median(seconds[name]) for name, words in (("dot", 2), ("axpy", 3))
     )
     return Rates(max(read, updated), 2 * product**3 / median(seconds["product"]))
+
+
+def _vector(case):
+    """How many numbers each of two vectors has that take as much memory as the factors do, or a little."""
+    return max(case.factor_numbers, SMALLEST // case.itemsize) // 2

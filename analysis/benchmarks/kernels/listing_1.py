@@ -1,12 +1,20 @@
 """The paper's LoRSum (section 3 and Listing 1) in PyTorch as a user runs it: term by term, Gram matrix and `solve`."""
 
+from typing import Literal
+
 import torch
 
 __all__ = ["listing_1"]
 
 
 @torch.no_grad()
-def listing_1(factors, coefficients, iters=1, reg=0.0, start="in"):
+def listing_1(
+    factors: list[tuple[torch.Tensor, torch.Tensor]],
+    coefficients: list[float],
+    iters: int = 1,
+    reg: float = 0.0,
+    start: Literal["in", "out"] = "in",
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Alternating updates of the first pair on the sum of all of them.
 
     Parameters

@@ -1,4 +1,4 @@
-"""The benchmark's plots: how time grows with m + n, R, r and K, and accuracy against time."""
+"""The page's figures: how time grows with m + n, R, r and K, and accuracy against time."""
 
 import io
 
@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from analysis.benchmarks.cases import Case
-from analysis.benchmarks.timing import median
-from paper_figures.style import RC
+from analysis.benchmarks.kernels.problems import Case
+from analysis.experiments.style import RC
+from analysis.experiments.timing import median
 
 __all__ = ["accuracy_figure", "growth_figure"]
 
@@ -28,7 +28,7 @@ _SMALLEST_EXCESS = 1e-16
 _SHOWN = ((84, 120), (768, 768), (768, 3072), (4096, 4096))
 
 
-def growth_figure(records):
+def growth_figure(records: list[dict]) -> bytes | None:
     """Four panels as a PNG, or None where one of them has no record."""
     grid = [r for r in _of(records, "grid") if _fixed(r, rank=8, dtype="float32")]
     panels = [
@@ -52,7 +52,7 @@ def growth_figure(records):
         return _finished(figure, axes, "Hollow: K = 8; filled: K = 1.  float32, one thread, medians.")
 
 
-def accuracy_figure(records):
+def accuracy_figure(records: list[dict]) -> bytes | None:
     """Excess against time for some shapes as a PNG, or None where there is no record of one."""
     shown = {
         tuple(record["config"]["shape"]): record["results"]

@@ -1,23 +1,26 @@
-"""The accuracy that lorsum promises, measured: ``python -m analysis.accuracy`` prints the table and writes it down.
+"""The accuracy that lorsum promises, measured: the exit status is 1 where a promise is not kept.
 
 Each row compares with something computed in another way: the same iteration in extended precision, a dense SVD by
 SciPy. No limit is a reading of one machine: BLAS libraries round differently on every processor.
 """
 
-import argparse
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.linalg
+from numpy.typing import DTypeLike
 
 import lorsum as ls
-from analysis import exact
-from analysis.environment import environment
+from analysis.benchmarks import extended_precision
+from analysis.experiments.command_line import parser
+from analysis.experiments.environment import environment
+from analysis.experiments.output import write
+from analysis.experiments.tables import markdown
 
-__all__ = ["ROWS", "Row", "main", "table"]
+__all__ = ["ROWS", "Row", "command", "page", "table"]
 
 EPS = np.finfo(float).eps
 M, N = 50, 40
@@ -32,7 +35,7 @@ class Row(NamedTuple):
     measure: Callable[[], float]
 
 
-def ill_conditioned(dtype, condition, solver="auto", seeds=5):
+def ill_conditioned(dtype: type[np.floating], condition: float, *, solver: str = "auto", seeds: int = 5) -> float:
     """Worst relative distance at K = 1 to the same iteration in higher precision; κ(U) = κ(V), and W is harmless."""
     return max(_ill_conditioned(dtype, condition, solver, np.random.default_rng(seed)) for seed in range(seeds))
 
@@ -43,14 +46,14 @@ def _ill_conditioned(dtype, condition, solver, rng):
     W = ls.LowRank((_orthonormal(rng, m, r) * spectrum) @ rotation, (_orthonormal(rng, n, r) / spectrum) @ rotation)
     G = ls.LowRank(rng.normal(size=(m, 12)), rng.normal(size=(n, 12)))
     target = W.astype(dtype) - dtype(0.01) * G.astype(dtype)
-    expected = exact.iterate(target, 1)
+    expected = extended_precision.iterate(target, 1)
     return float(_norm(ls.lorsum(target, solver=solver).to_dense() - expected) / _norm(expected))
 
 
-def in_condition(dtype=np.float64, seeds=30, **options):
+def in_condition(dtype: DTypeLike = np.float64, *, seeds: int = 30, **options: Any) -> float:
     """Worst distance to the exact iteration, in units of ε (κ + ‖|U| |V|ᵀ‖ / ‖U Vᵀ‖), for κ(U), κ(V) up to 1e3.
 
-    κ is what the iteration makes of rounding errors at its best (:func:`analysis.exact.condition`), and the other
+    κ is what the iteration makes of rounding errors at its best (see `extended_precision.condition`), and the other
     number what it costs to store U and V.
     """
     worst = 0.0
@@ -72,10 +75,10 @@ def _moderately_conditioned(seed):
     W = ls.LowRank(*((_orthonormal(rng, d, r) * spectrum) @ _orthonormal(rng, r, r) for d in (M, N)))
     target = W - 0.125 * ls.LowRank(rng.normal(size=(M, 9)), rng.normal(size=(N, 9)))
     target = target.astype(np.float32).astype(np.float64)
-    return target, iters, exact.iterate(target, iters), exact.condition(target, iters)
+    return target, iters, extended_precision.iterate(target, iters), extended_precision.condition(target, iters)
 
 
-def cold_start(iters, against=None, seeds=5, **options):
+def cold_start(iters: int, *, against: dict | None = None, seeds: int = 5, **options: Any) -> float:
     """Median excess, or its ratio to that of other options, on singular values 1/i from a random start, r = 8."""
     excesses = []
     for seed in range(seeds):
@@ -87,7 +90,7 @@ def cold_start(iters, against=None, seeds=5, **options):
     return float(np.median(excesses))
 
 
-def warm_start(iters, against=None, seeds=5, **options):
+def warm_start(iters: int, *, against: dict | None = None, seeds: int = 5, **options: Any) -> float:
     """The same after a training step: W of rank 8 and a gradient whose singular values decay as 0.8ⁱ."""
     excesses = []
     for seed in range(seeds):
@@ -99,15 +102,13 @@ def warm_start(iters, against=None, seeds=5, **options):
 
 
 def _excess(target, iters, against, options, **common):
-    excess = ls.gap(ls.lorsum(target, iters=iters, **options, **common), target).excess
-    return (
-        excess
-        if against is None
-        else excess / ls.gap(ls.lorsum(target, iters=iters, **against, **common), target).excess
-    )
+    def excess(options):
+        return ls.gap(ls.lorsum(target, iters=iters, **options, **common), target).excess
+
+    return excess(options) if against is None else excess(options) / excess(against)
 
 
-def predicted_rate(iters=60):
+def predicted_rate(iters: int = 60) -> float:
     """Relative difference of the measured contraction of the largest angle from (σ_{r+1}/σ_r)², once asymptotic."""
     rng = np.random.default_rng(0)
     s = 1 / np.arange(1.0, 41)
@@ -119,7 +120,7 @@ def predicted_rate(iters=60):
     return float(abs(measured / ls.theory.contraction_rate(s, 8) - 1))
 
 
-def gap_against_dense(seeds=10):
+def gap_against_dense(seeds: int = 10) -> float:
     """Worst difference of ``gap`` to a dense SVD, relative to ‖W‖, for true gaps from 1 down to 1e-13."""
     worst = 0.0
     for seed in range(seeds):
@@ -134,7 +135,7 @@ def gap_against_dense(seeds=10):
     return float(worst)
 
 
-def incremental_drift(updates=5000):
+def incremental_drift(updates: int = 5000) -> float:
     """‖UᵀU − I‖, or ‖VᴴV − I‖, after rank-one updates by Brand's method, rounded to rank 8 each time."""
     rng = np.random.default_rng(0)
     svd = ls.IncrementalSVD(_orthonormal(rng, 60, 8), np.ones(8), _orthonormal(rng, 40, 8).T)
@@ -164,18 +165,20 @@ ROWS = [
 ]
 
 
-def table(rows=ROWS):
+def table(rows: Sequence[Row] = ROWS) -> tuple[str, bool]:
     """The table as Markdown, and whether every promise is kept."""
-    measured = [row.measure() for row in rows]
-    lines = ["| what | measured | limit | |", "| --- | --- | --- | --- |"]
-    for row, value in zip(rows, measured, strict=True):
-        lines.append(f"| {row.what} | {value:.2g} | {row.limit:.2g} | {'yes' if value <= row.limit else '**no**'} |")
-    return "\n".join(lines) + "\n", all(value <= row.limit for row, value in zip(rows, measured, strict=True))
+    measured = [(row, row.measure()) for row in rows]
+    kept = [value <= row.limit for row, value in measured]
+    lines = [
+        [row.what, f"{value:.2g}", f"{row.limit:.2g}", "yes" if fine else "**no**"]
+        for (row, value), fine in zip(measured, kept, strict=True)
+    ]
+    return markdown(["what", "measured", "limit", ""], lines), all(kept)
 
 
 PAGE = """# Accuracy
 
-Measured by `python -m analysis.accuracy` with BLAS kernels for {kernels}.
+Measured by `python -m analysis accuracy` with BLAS kernels for {kernels}.
 
 {table}
 *Condition*: what the exact iteration makes of relative changes of size ε in every column that is orthogonalised and in
@@ -189,15 +192,20 @@ A comparison with a second iteration in double precision would not do. Where κ(
 """
 
 
-def main(output=None):
-    """Print the table, and write a page of it if a file is given; true if every promise is kept."""
+def page(table: str) -> str:
+    """The page as Markdown."""
+    kernels = sorted({pool["kernels"] for pool in environment()["thread_pools"] if pool["kernels"]})
+    return PAGE.format(kernels=" and ".join(kernels), table=table, digits=extended_precision.DIGITS)
+
+
+def command(arguments: Sequence[str] | None = None) -> int:
+    """Print the table, and write its page where ``--output`` says; 0 if every promise is kept, else 1."""
+    options = parser("analysis accuracy", __doc__, output=None).parse_args(arguments)
     text, kept = table()
     print(text)
-    if output is not None:
-        kernels = sorted({pool["kernels"] for pool in environment()["thread_pools"] if pool["kernels"]})
-        page = PAGE.format(kernels=" and ".join(kernels), table=text, digits=exact.DIGITS)
-        Path(output).write_text(page, encoding="utf-8")
-    return kept
+    if options.output is not None:
+        write(options.output / "accuracy.md", page(text))
+    return 0 if kept else 1
 
 
 def _orthonormal(rng, m, k):
@@ -209,6 +217,4 @@ def _norm(A):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, help="a Markdown file to write, such as docs/accuracy.md")
-    raise SystemExit(0 if main(**vars(parser.parse_args())) else 1)
+    sys.exit(command())

@@ -1,6 +1,8 @@
 """Who is timed: lorsum's own ways, and what a user would otherwise take; each as a call that has its inputs at hand."""
 
 import re
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -9,9 +11,10 @@ import torch
 from sklearn.utils.extmath import randomized_svd
 
 import lorsum as ls
-from analysis.benchmarks.listing import listing_1
+from analysis.benchmarks.kernels.listing_1 import listing_1
+from analysis.benchmarks.kernels.problems import Case
 
-__all__ = ["BASELINES", "FORM", "OURS", "STANDARD", "calls", "feasible", "picks", "to_lowrank"]
+__all__ = ["BASELINES", "FORM", "LISTING", "OURS", "STANDARD", "calls", "feasible", "picks", "to_lowrank"]
 
 LISTING, FORM = "Listing 1", "form the matrix"
 # All start with V, as Listing 1 does, so that the iterates are the same
@@ -26,7 +29,7 @@ OVERSAMPLE = 10  # scikit-learn's default, given to torch too
 LONGEST = 2.5  # seconds that a call may take, as predicted
 
 
-def calls(names, target):
+def calls(names: Sequence[str], target: ls.LowRankSum) -> dict[str, Callable]:
     """Name → call, for a target of NumPy factors."""
     dense = _formed(target) if set(names) & set(ON_THE_MATRIX) else None
     as_tensors = _tensors(target)
@@ -87,7 +90,7 @@ def _tensors(target):
     return factors, list(map(float, target.coefficients))
 
 
-def to_lowrank(name, answer, rank):
+def to_lowrank(name: str, answer: Any, rank: int) -> ls.LowRank | None:
     """What a call returned as a LowRank of the asked rank; None for the matrix itself."""
     if name == FORM:
         return None
@@ -103,7 +106,7 @@ def to_lowrank(name, answer, rank):
     return ls.LowRank(U[:, top] * s[top], V[:, top])
 
 
-def picks(answers):
+def picks(answers: dict[str, Any]) -> dict[str, str | None]:
     """K → the method whose factors those of ``auto`` equal bit for bit, which is the one that it took."""
     chosen = {}
     for name, answer in answers.items():
@@ -118,7 +121,7 @@ def picks(answers):
     return chosen
 
 
-def feasible(name, case):
+def feasible(name: str, case: Case) -> bool:
     """Whether a call should end within some seconds on one core: operations at 20 GF/s, half of that in double."""
     m, n, R = case.m, case.n, case.stacked_rank
     p, q = min(m, R), min(n, R)

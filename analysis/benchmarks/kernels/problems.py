@@ -27,35 +27,35 @@ class Case(NamedTuple):
     seed: int = 0
 
     @classmethod
-    def of(cls, config):
-        """The case of a study's configuration."""
+    def of(cls, config: dict) -> "Case":
+        """The case of a configuration."""
         return cls(
             *config["shape"], config["rank"], config["gradient_rank"], config.get("dtype", "float32"), config["seed"]
         )
 
     @property
-    def stacked_rank(self):
+    def stacked_rank(self) -> int:
         """The sum of the ranks of W, G and M."""
         return 2 * self.rank + self.gradient_rank
 
     @property
-    def factor_numbers(self):
+    def factor_numbers(self) -> int:
         """How many numbers the factors of W, G and M hold."""
         return (self.m + self.n) * self.stacked_rank
 
     @property
-    def itemsize(self):
+    def itemsize(self) -> int:
         """Bytes a number."""
         return np.dtype(self.dtype).itemsize
 
 
-def problem(case):
+def problem(case: Case) -> ls.LowRankSum:
     """The target W − η G − η α M of a case."""
     W, G, M = weight_gradient_momentum(case)
     return W - LR * G - LR * ALPHA * M
 
 
-def weight_gradient_momentum(case):
+def weight_gradient_momentum(case: Case) -> tuple[ls.LowRank, ls.LowRank, ls.LowRank]:
     """W, G and M, each with its factors in the memory layout that it has in training.
 
     W is an adapter: U (m, r) and the transpose of A (r, n), both as a layer holds them. G = Sᵀ X comes from S (B, m)
@@ -65,7 +65,7 @@ def weight_gradient_momentum(case):
     return tuple(ls.LowRank(U.astype(case.dtype), V.astype(case.dtype)) for U, V in _in_single(case._replace(dtype="")))
 
 
-def batch(case, count):
+def batch(case: Case, count: int) -> tuple[ls.LowRankSum, list[ls.LowRankSum]]:
     """The same for ``count`` adapters of one shape: a target of stacks, and the list of the single ones."""
     singles = [weight_gradient_momentum(case._replace(seed=case.seed + i)) for i in range(count)]
     # As a framework keeps them: (count, m, r) in rows for U, and the transpose of (count, r, n) for V

@@ -1,19 +1,18 @@
 """What lorsum is to reach: the targets, what was measured of them, and pass or miss."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import numpy as np
 
-from analysis.benchmarks.cases import LENET, Case
-from analysis.benchmarks.study import name_of
-from analysis.benchmarks.timing import median, ratio
-from analysis.benchmarks.truth import as_accurate
+from analysis.benchmarks.kernels.competitors import LISTING
+from analysis.benchmarks.kernels.configurations import name_of
+from analysis.benchmarks.kernels.problems import LENET, Case
+from analysis.benchmarks.kernels.reference_svd import as_accurate
+from analysis.experiments.timing import median, ratio
 
 __all__ = ["TARGETS", "Outcome", "Target", "geometric_mean", "outcomes"]
-
-LISTING = "Listing 1 K={}"
 
 
 class Outcome(NamedTuple):
@@ -29,15 +28,15 @@ class Target(NamedTuple):
 
     what: str
     wanted: str
-    measure: Callable
+    measure: Callable[[list[dict]], Outcome | None]
 
 
-def outcomes(records):
+def outcomes(records: list[dict]) -> list[tuple[Target, Outcome | None]]:
     """Pairs of a target and its outcome."""
     return [(target, target.measure(records)) for target in TARGETS]
 
 
-def geometric_mean(values):
+def geometric_mean(values: Collection[float]) -> float:
     """The geometric mean."""
     return math.exp(sum(map(math.log, values)) / len(values))
 
@@ -64,7 +63,7 @@ def _from_4096(case):
 
 def _against_listing(K, wanted, summary, where=lambda case: True):
     """``auto`` at K against Listing 1 at K: the least ratio, or the geometric mean."""
-    return lambda records: _compared(_grid(records, where), [f"auto K={K}"], LISTING.format(K), wanted, summary)
+    return lambda records: _compared(_grid(records, where), [f"auto K={K}"], f"{LISTING} K={K}", wanted, summary)
 
 
 def _compared(records, ours, theirs, wanted, summary, extra=()):
@@ -124,7 +123,7 @@ def _factored(records):
     values, gaps = {}, []
     for record in _grid(records, _small_stack):
         results, name = record["results"], name_of(record["config"])
-        values[name] = ratio(results["seconds"]["factored"], results["seconds"][LISTING.format(1)])
+        values[name] = ratio(results["seconds"]["factored"], results["seconds"][f"{LISTING} K=1"])
         if results["excess"]["factored"] > results["rounding"]:
             gaps.append(name)
     outcome = _at_most(values, 1.0)
@@ -152,7 +151,7 @@ def _batched(records):
     return _outcome(values, 2, min, apart)
 
 
-def _near_the_limit(K):
+def _near_the_roofline(K):
     def measure(records):
         values = {
             name_of(record["config"]): median(record["results"]["seconds"][f"auto K={K}"])
@@ -205,8 +204,8 @@ TARGETS = [
         for form in (True, False)
     ),
     Target("adapters one by one, two threads: one batched call", "least ≥ 2", _batched),
-    Target("the limit at K = 1, 4096² and above", "all ≤ 3 × the limit", _near_the_limit(1)),
-    Target("the limit at K = 8, 4096² and above", "all ≤ 3 × the limit", _near_the_limit(8)),
+    Target("the roofline at K = 1, 4096² and above", "all ≤ 3 × its time", _near_the_roofline(1)),
+    Target("the roofline at K = 8, 4096² and above", "all ≤ 3 × its time", _near_the_roofline(8)),
     Target("overheads, µs a call", "all < 20", _overhead),
     Target("peak memory with the result, over the size of the matrix", "all < 0.9", _never_formed),
 ]  # fmt: skip

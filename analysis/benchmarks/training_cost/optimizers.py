@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import peft.optimizers
 import torch
@@ -10,8 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import lorsum.torch
-from analysis import finetuning, lenet5, mnli
-from analysis.pairs import pairs
+from analysis.studies.lenet5 import in_torch as lenet5
+from analysis.studies.mnli import fine_tuning
+from analysis.studies.mnli import study as mnli
+from analysis.studies.mnli.sentence_pairs import pairs
 from lorsum import datasets, optim
 
 __all__ = ["AGAIN", "BASELINE", "OPTIMIZERS", "Setup", "Training", "setup"]
@@ -68,23 +70,23 @@ class Setup(NamedTuple):
 class Training:
     """A model's copy and the optimizer that trains it. The frozen weights are not copied, so that many have room."""
 
-    def __init__(self, setup, make):
+    def __init__(self, setup: "Setup", make: Callable[[nn.Module], torch.optim.Optimizer]):
         frozen = {id(p): p for p in setup.model.parameters() if not p.requires_grad}
         self.model, self.loss = copy.deepcopy(setup.model, frozen), setup.loss
         self.optimizer = make(self.model)
 
-    def gradients(self, batch):
+    def gradients(self, batch: Any) -> None:
         """Forward and backward."""
         self.optimizer.zero_grad()
         self.loss(self.model, batch).backward()
 
-    def step(self, batch):
+    def step(self, batch: Any) -> None:
         """A whole step."""
         self.gradients(batch)
         self.optimizer.step()
 
 
-def setup(config):
+def setup(config: dict) -> Setup:
     """What a configuration trains: LeNet5 on MNIST, or an encoder with adapters by PEFT on pairs of sentences."""
     return _network(config) if config["model"] == "lenet5" else _encoder(config)
 
@@ -105,7 +107,7 @@ def _encoder(config):
     given = {name: config[name] for name in ("model", "data", "batch", "length")}
     protocol = mnli.REDUCED._replace(precision="float32", **given)
     asked = mnli.configurations(protocol)[0] | {"seed": config["seed"]}  # of any method: the model is the same
-    training = finetuning.Training(asked, pairs(config["data"], config["model"], config["length"]))
+    training = fine_tuning.Training(asked, pairs(config["data"], config["model"], config["length"]))
     batches = [{key: x.cpu() for key, x in training.batch(step).items()} for step in range(BATCHES)]
     return Setup(training.model.cpu(), _encoder_loss, batches)
 
