@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import lorsum.torch
-from analysis.studies.lenet5 import in_torch as lenet5
+from analysis.studies.lenet5 import network as lenet5
 from analysis.studies.mnli import fine_tuning
 from analysis.studies.mnli import study as mnli
-from analysis.studies.mnli.sentence_pairs import pairs
+from analysis.studies.mnli.sentence_pairs import sentence_pairs
 from lorsum import datasets, optim
 
 __all__ = ["AGAIN", "BASELINE", "OPTIMIZERS", "Setup", "Training", "setup"]
@@ -107,7 +107,7 @@ def _encoder(config):
     given = {name: config[name] for name in ("model", "data", "batch", "length")}
     protocol = mnli.REDUCED._replace(precision="float32", **given)
     asked = mnli.configurations(protocol)[0] | {"seed": config["seed"]}  # of any method: the model is the same
-    training = fine_tuning.Training(asked, pairs(config["data"], config["model"], config["length"]))
+    training = fine_tuning.Training(asked, sentence_pairs(config["data"], config["model"], config["length"]))
     batches = [{key: x.cpu() for key, x in training.batch(step).items()} for step in range(BATCHES)]
     return Setup(training.model.cpu(), _encoder_loss, batches)
 
