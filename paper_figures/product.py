@@ -1,15 +1,16 @@
-"""Writing a figure and its numbers, each file whole or not at all, and the same bytes from the same records."""
+"""A figure and its numbers as files, each written whole or not at all; the same records give the same bytes."""
 
 import io
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from paper_figures.tables import Table, csv_text
+from analysis.experiments.output import write
+from analysis.experiments.tables import Table, csv_text
+from paper_figures.curves import Curve
 
-__all__ = ["Product", "save", "write"]
+__all__ = ["Product", "save"]
 
 
 class Product(NamedTuple):
@@ -18,37 +19,21 @@ class Product(NamedTuple):
     figure: Figure
     caption: str
     table: Table
-    curves: list
+    curves: list[Curve]
 
 
-def save(product, name, folder):
+def save(product: Product, name: str, folder: Path) -> list[Path]:
     """Write ``name``.png, .pdf, .csv, .md and ``name``_curves.csv; return their paths."""
     contents = {
         f"{name}.png": _drawn(product.figure, "png"),
         f"{name}.pdf": _drawn(product.figure, "pdf"),
-        f"{name}.csv": product.table.csv().encode(),
-        f"{name}.md": product.table.markdown(product.caption).encode(),
-        f"{name}_curves.csv": _curves(product.curves).encode(),
+        f"{name}.csv": product.table.csv(),
+        f"{name}.md": product.table.markdown(product.caption),
+        f"{name}_curves.csv": _curves(product.curves),
     }
-    paths = [Path(folder, file) for file in contents]
-    for path, content in zip(paths, contents.values(), strict=True):
-        write(path, content)
-    return paths
-
-
-def write(path, content):
-    """Write bytes to a file by way of a temporary one: killed at any moment, the old file is there or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    for file, content in contents.items():
+        write(folder / file, content)
+    return [folder / file for file in contents]
 
 
 def _drawn(figure, kind):

@@ -1,71 +1,30 @@
-"""How figures look: one colour and one dash for a method in all of them, room for a legend and a caption below."""
+"""A figure's sheet: panels of the same size, keys and a caption below; and how a curve is drawn on it."""
 
 import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.methods import label
+from analysis.experiments.methods import FAMILIES, label, method_of
+from analysis.experiments.style import appearance
+from lorsum.typing import Array
+from paper_figures.curves import Curve, MethodRuns
 
-__all__ = ["RC", "appearance", "draw_curve", "keys_of", "sheet"]
+__all__ = ["Keys", "draw_curve", "keys_of", "sheet"]
 
-RC = {
-    "figure.dpi": 160,
-    "font.size": 8,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "0.92",
-    "grid.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.minor.width": 0.4,
-    "ytick.minor.width": 0.4,
-    "legend.frameon": False,
-    "legend.fontsize": 7.5,
-    "legend.handlelength": 2.8,
-    "lines.linewidth": 1.3,
-    "pdf.fonttype": 42,
-}
-# A family has a hue, K its shade; safe for the colour-blind, and the dashes tell the families apart in grey
-_SHADED = {"oplora": ("Blues", "-"), "projected oplora": ("Oranges", (0, (4, 1.2)))}
-_SINGLES = {
-    "svdlora": ("black", (0, (7, 2))),
-    "full": ("0.55", "-"),
-    "full adamw": ("0.72", (0, (3, 1))),
-    "preconditioned sgd": ("#007a5a", (0, (6, 1.5, 1, 1.5))),
-    "preconditioned adamw": ("#3fc79a", (0, (6, 1.5, 1, 1.5, 1, 1.5))),
-    "lora sgd": ("#882255", (0, (1, 1))),
-    "lora adamw": ("#dd77aa", (0, (1, 2.2))),
-}
-_FAMILIES = {
-    "OPLoRA": ["oplora"],
-    "projected OPLoRA": ["projected oplora"],
-    "preconditioned LoRA": ["preconditioned sgd", "preconditioned adamw"],
-    "LoRA": ["lora sgd", "lora adamw"],
-    "with the full matrix": ["svdlora", "full", "full adamw"],
-}
+Keys = dict[str, dict[str, dict[str, Any]]]  # title → name → arguments of ``plot``
+
 _CHARACTERS_AN_INCH = 20  # of the caption
 _ROW_GAP = 0.45  # inches
 
 
-def appearance(config):
-    """Colour and dash of a method, as arguments of ``plot``."""
-    method = config["method"]
-    if method in _SINGLES:
-        color, dash = _SINGLES[method]
-        return {"color": color, "linestyle": dash}
-    colormap, dash = _SHADED[method]
-    shade = np.interp(np.log2(config["iters"]), [0, 1, 3, 5, 7], [0.38, 0.55, 0.72, 0.86, 1])
-    return {"color": colormaps[colormap](float(shade)), "linestyle": dash}
-
-
-def sheet(rows, gaps, keys, caption, *, width, panel_height):
+def sheet(
+    rows: int, gaps: Sequence[float], keys: Keys, caption: str, *, width: float, panel_height: float
+) -> tuple[Figure, Array]:
     """A figure of panels with keys and a caption below.
 
     Parameters
@@ -102,13 +61,11 @@ def sheet(rows, gaps, keys, caption, *, width, panel_height):
     return figure, axes
 
 
-def keys_of(methods):
+def keys_of(methods: Iterable[MethodRuns]) -> Keys:
     """The keys of methods: title of the family → name → arguments of ``plot``."""
-    configs = {label(method.config): method.config for method in methods}
-    keys = {
-        title: {name: appearance(config) for name, config in configs.items() if config["method"] in members}
-        for title, members in _FAMILIES.items()
-    }
+    keys: Keys = {title: {} for title in FAMILIES}
+    for method in methods:
+        keys[method_of(method.config).family][label(method.config)] = appearance(method.config)
     return {title: names for title, names in keys.items() if names}
 
 
@@ -121,14 +78,14 @@ def _place_keys(figure, keys, top, *, left):
                       bbox_to_anchor=(left + i * step, top))  # fmt: skip
 
 
-def draw_curve(axes, curve, *, floor=0.0, band=True, **look):
-    """Draw a median and its interval. On a log axis, what is at the floor or below leaves at the bottom, with a ▼."""
+def draw_curve(axes: Axes, curve: Curve, *, lowest: float = 0.0, band: bool = True, **look: Any) -> None:
+    """Draw a median and its interval. On a log axis, what is not above ``lowest`` leaves at the bottom, with a ▼."""
     look = appearance(curve.method.config) | look
-    shown = [np.maximum(part, floor * 1e-4) if floor else part for part in curve.y]
+    shown = [np.maximum(part, lowest * 1e-4) if lowest else part for part in curve.y]
     axes.plot(curve.x, shown[0], **look)
     if band:
         axes.fill_between(curve.x, *shown[1:], color=look["color"], alpha=0.13, linewidth=0)
-    left = np.flatnonzero(curve.y.median <= floor) if floor else []
+    left = np.flatnonzero(curve.y.median <= lowest) if lowest else []
     if len(left):
         axes.plot(curve.x[left[0]], 0, "v", transform=axes.get_xaxis_transform(), clip_on=False,
                   color=look["color"], markersize=5, zorder=5)  # fmt: skip

@@ -7,6 +7,7 @@ from lorsum import optim
 from lorsum.typing import Factor
 
 __all__ = [
+    "FAMILIES",
     "METHODS",
     "Config",
     "Method",
@@ -48,6 +49,8 @@ class Method(NamedTuple):
         """True where an optimizer of the framework's own trains everything."""
         return self.optimizer.startswith("torch.optim:")
 
+
+FAMILIES = ("OPLoRA", "projected OPLoRA", "preconditioned LoRA", "LoRA", "with the full matrix")  # as in legends
 
 # Name in a configuration → what it is, in the order of tables. The colours are safe for the colour-blind, and the
 # dashes tell the families apart in grey. OPLoRA starts with V, as in the published code: it is better at K = 1, since

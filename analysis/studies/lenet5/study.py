@@ -73,7 +73,7 @@ def main(
 def command(arguments: Sequence[str] | None = None) -> None:
     """Run the study as from the command line."""
     options = parser("analysis lenet5", __doc__, folder="records/lenet5", workers=None, **PAPER._asdict())
-    options.add_argument("--framework", choices=("torch", "jax"), default="torch", help="(default: %(default)s)")
+    options.add_argument("--framework", choices=("torch", "jax"), default="torch", help="what trains (default: %(default)s)")
     main(**vars(options.parse_args(arguments)))
 
 

@@ -1,7 +1,7 @@
 """LoRA on MNLI by a pretrained transformer: does OPLoRA come near SVDLoRA, and either near AdamW?
 
 Adapters on query and value projections, and a head. Without options: a MiniLM of 22.7 million parameters on a part of
-the training pairs, in shorter and fewer batches than the paper's, about half an hour on one core; short runs choose
+the training pairs, in shorter and fewer batches than the paper's, about an hour on one core; short runs choose
 the learning rates. ``--paper`` is the paper's protocol, for a machine that reaches the hub.
 """
 
@@ -106,7 +106,7 @@ def _configuration(protocol, method, seed):
     return {"study": "mnli", **task, **adapters, "clip": CLIP, "head_lr": HEAD_LR, "seed": seed, **method}
 
 
-def main(folder: str | PathLike = "records/mnli", *, workers: int | None = 1, **protocol: Any) -> list[Record]:
+def main(folder: str | PathLike = "records/mnli", *, workers: int | None = None, **protocol: Any) -> list[Record]:
     """Run the study, first the short runs if they are to choose, and return its records.
 
     Keywords are entries of `REDUCED` to change.
@@ -124,11 +124,11 @@ def _recorded(configs, folder, workers):
 
 def command(arguments: Sequence[str] | None = None) -> None:
     """Run the study as from the command line."""
-    options = parser("analysis mnli", __doc__, folder="records/mnli", workers=1)
+    options = parser("analysis mnli", __doc__, folder="records/mnli", workers=None)
     options.add_argument("--paper", action="store_true", help="start from the paper's protocol, not the reduced one")
     for name, value in REDUCED._asdict().items():
         kind = {"action": argparse.BooleanOptionalAction} if isinstance(value, bool) else {"type": type(value)}
-        options.add_argument(f"--{name}", **kind, default=argparse.SUPPRESS, help=f"default: {value}")
+        options.add_argument(f"--{name.replace('_', '-')}", **kind, default=argparse.SUPPRESS, help=f"default: {value}")
     asked = vars(options.parse_args(arguments))
     given = {name: asked[name] for name in Protocol._fields if name in asked}
     protocol = PAPER if asked["paper"] else REDUCED
