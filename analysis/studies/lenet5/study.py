@@ -4,7 +4,7 @@ The weights of the three linear layers are frozen and have adapters of rank 8 wi
 trained by SGD with momentum, or by AdamW beside an AdamW, with the adapters' learning rate.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import product
 from os import PathLike
@@ -17,7 +17,7 @@ from analysis.experiments.records import Record, record_path, run_study
 from analysis.experiments.sizes import Size
 from lorsum import datasets
 
-__all__ = ["PAPER", "REDUCED", "command", "configurations", "main"]
+__all__ = ["PAPER", "REDUCED", "command", "configurations", "main", "run"]
 
 PAPER, REDUCED = Size(seeds=3, epochs=20), Size(seeds=1, epochs=1)
 METHODS = [
@@ -53,6 +53,15 @@ def configurations(
     return compared + [{**c, "init": OTHER_INIT} for c in compared if c["method"] in SCALE_DEPENDENT]
 
 
+def run(config: Config, *, checkpoints: str | PathLike | None = None) -> dict:
+    """Train on one configuration, in its framework, the only one that is imported: see its ``run``."""
+    if config.get("framework") == "jax":
+        from analysis.studies.lenet5 import in_jax as framework
+    else:
+        from analysis.studies.lenet5 import in_torch as framework
+    return framework.run(config, checkpoints=checkpoints)
+
+
 def main(
     folder: str | PathLike = "records/lenet5",
     *,
@@ -64,7 +73,7 @@ def main(
     """Run the study and return its records; killed and called again, it repeats what it did since an epoch's end."""
     checkpoints = Path(folder) / "checkpoints"
     configs = configurations(seeds=seeds, epochs=epochs, framework=framework)
-    records = run_study(partial(_run_in(framework), checkpoints=checkpoints), configs, folder, workers=workers)
+    records = run_study(partial(run, checkpoints=checkpoints), configs, folder, workers=workers)
     for config, suffix in product(configs, (".pt", ".npz")):
         record_path(checkpoints, config).with_suffix(suffix).unlink(missing_ok=True)
     return records
@@ -73,14 +82,7 @@ def main(
 def command(arguments: Sequence[str] | None = None) -> None:
     """Run the study as from the command line."""
     options = parser("analysis lenet5", __doc__, folder="records/lenet5", workers=None, **PAPER._asdict())
-    options.add_argument("--framework", choices=("torch", "jax"), default="torch", help="what trains (default: %(default)s)")
+    options.add_argument(
+        "--framework", choices=("torch", "jax"), default="torch", help="what trains (default: %(default)s)"
+    )
     main(**vars(options.parse_args(arguments)))
-
-
-def _run_in(framework: Framework) -> Callable[..., dict]:
-    """The function of a framework, of which only this one is needed: drawing records does without both."""
-    if framework == "jax":
-        from analysis.studies.lenet5.in_jax import run
-    else:
-        from analysis.studies.lenet5.in_torch import run
-    return run

@@ -19,7 +19,7 @@ from analysis.experiments.command_line import parser
 from analysis.experiments.methods import Config, configuration
 from analysis.experiments.records import Record, run_study
 
-__all__ = ["PAPER", "REDUCED", "Protocol", "best", "command", "configurations", "main", "rates"]
+__all__ = ["PAPER", "REDUCED", "Protocol", "best", "command", "configurations", "main", "rates", "run"]
 
 RANK, DROPOUT, CLIP, HEAD_LR = 8, 0.1, 1.0, 1e-3
 METHODS = [
@@ -106,6 +106,13 @@ def _configuration(protocol, method, seed):
     return {"study": "mnli", **task, **adapters, "clip": CLIP, "head_lr": HEAD_LR, "seed": seed, **method}
 
 
+def run(config: Config, *, checkpoints: str | PathLike | None = None) -> dict:
+    """Train on one configuration: see `analysis.studies.mnli.fine_tuning.run`."""
+    from analysis.studies.mnli import fine_tuning  # imports torch, which drawing the records does without
+
+    return fine_tuning.run(config, checkpoints=checkpoints)
+
+
 def main(folder: str | PathLike = "records/mnli", *, workers: int | None = None, **protocol: Any) -> list[Record]:
     """Run the study, first the short runs if they are to choose, and return its records.
 
@@ -117,8 +124,6 @@ def main(folder: str | PathLike = "records/mnli", *, workers: int | None = None,
 
 
 def _recorded(configs, folder, workers):
-    from analysis.studies.mnli.fine_tuning import run  # imports torch, which drawing the records does without
-
     return run_study(partial(run, checkpoints=folder / "checkpoints"), configs, folder, workers=workers)
 
 
