@@ -2,7 +2,6 @@
 
 import pytest
 import threadpoolctl
-
 from analysis.accuracy import ROUNDING, ROWS, in_condition, main, table
 
 

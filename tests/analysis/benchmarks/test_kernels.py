@@ -11,10 +11,11 @@ import lorsum as ls
 pytest.importorskip("sklearn")
 pytest.importorskip("torch")
 
-from analysis.benchmarks import cases, competitors, limit, memory, plots, study, table, targets, timing, truth
-from analysis.benchmarks.__main__ import main
 from analysis.benchmarks.cases import Case
 from analysis.records import read_record
+
+from analysis.benchmarks import cases, competitors, limit, memory, plots, study, table, targets, timing, truth
+from analysis.benchmarks.__main__ import main
 
 CASE = Case(30, 20, 3, 7, "float64")
 

@@ -1,9 +1,9 @@
 """The table of step times in both frameworks."""
 
 import numpy as np
+from analysis.environment import environment
 
 from analysis import lenet5, step_time
-from analysis.environment import environment
 
 VERSIONS = ("torch", "jax", "numpy", "numba")
 

@@ -10,11 +10,11 @@ pytest.importorskip("peft")
 pytest.importorskip("transformers")
 
 import tiny_bert  # noqa: E402  (need the above)
-
-from analysis.benchmarks.memory import grown_arrays  # noqa: E402
 from analysis.records import read_record  # noqa: E402
 from analysis.training_cost import measures, page, study, trainings  # noqa: E402
 from analysis.training_cost.__main__ import main  # noqa: E402
+
+from analysis.benchmarks.memory import grown_arrays  # noqa: E402
 from lorsum import datasets  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("default")  # theirs are not ours to mend
