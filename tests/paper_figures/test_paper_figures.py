@@ -2,21 +2,25 @@
 
 import csv
 import math
+import re
 from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from analysis.records import record_path, run_study, write_record
 from matplotlib import rc_context
-from paper_figures.style import RC, appearance
-from paper_figures.tables import Cell, Table, interval, number, short, words
 
-from analysis import linear, mnist
+from analysis.experiments import output
+from analysis.experiments.records import record_path, run_study, write_record
+from analysis.experiments.sizes import Size
+from analysis.experiments.style import RC, appearance
+from analysis.experiments.tables import Cell, Table, interval, number, short, words
+from analysis.studies import linear, mnist
 from paper_figures import __main__ as command
-from paper_figures import figure1, figure1_table, files, gap, mnist_table, protocol
+from paper_figures import figure1, figure1_table, gap, mnist_table
 from paper_figures import mnist as mnist_figure
 from paper_figures.curves import median_interval, methods
+from paper_figures.studies import stated
 
 SOURCE = "made-up digits, 7 + 3 images"
 BEST = 1e5
@@ -67,7 +71,7 @@ def made_up(size):
     }
 
 
-SMALL = {"linear": protocol.Size(seeds=2, epochs=3), "mnist": protocol.Size(seeds=2, epochs=2)}
+SMALL = {"linear": Size(seeds=2, epochs=3), "mnist": Size(seeds=2, epochs=2)}
 
 
 @pytest.fixture
@@ -79,11 +83,12 @@ def records():
 def recorded(tmp_path, monkeypatch):
     """A folder with a record of every run that the command asks for, where running anything is an error."""
     monkeypatch.setattr(mnist.datasets, "mnist", lambda: SimpleNamespace(source=SOURCE))
-    monkeypatch.setattr(command, "REDUCED", SMALL)
-    monkeypatch.setattr(command, "PAPER", SMALL | {"mnist": protocol.Size(seeds=2, epochs=4)})
-    for study in (linear, mnist):
+    longer = SMALL | {"mnist": Size(seeds=2, epochs=4)}
+    for name, study in (("linear", linear), ("mnist", mnist)):
+        monkeypatch.setattr(study, "REDUCED", SMALL[name])
+        monkeypatch.setattr(study, "PAPER", longer[name])
         monkeypatch.setattr(study, "run", None)
-    for size in (command.REDUCED, command.PAPER):
+    for size in (SMALL, longer):
         for study, entries in made_up(size).items():
             for record in entries:
                 whole = record | {"environment": {}, "seconds": 1.0}
@@ -144,7 +149,7 @@ def test_list_names_the_figures(capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
-    [(["--only", "figure9"], list(FIGURES)), (["--workers", "0"], ["1 or more"]), (["--workers", "many"], ["'many'"])],
+    [(["--only", "figure9"], list(FIGURES)), (["--workers", "0"], ["from 1 on"]), (["--workers", "many"], ["'many'"])],
 )
 def test_bad_arguments_are_explained(arguments, expected, capsys):
     with pytest.raises(SystemExit, match="2"):
@@ -164,7 +169,7 @@ def test_an_interrupt_says_how_to_go_on(recorded, monkeypatch):
 
 @pytest.mark.slow
 def test_what_has_no_record_is_run_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "REDUCED", {"linear": protocol.Size(seeds=1, epochs=2)})
+    monkeypatch.setattr(linear, "REDUCED", Size(seeds=1, epochs=2))
     assert len(draw(tmp_path, "--only", "figure1", "--workers", "1")) == 5
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "records" / "linear").iterdir()}
     assert len(written) == len(linear.configurations(seeds=1, epochs=2))
@@ -282,9 +287,9 @@ def test_captions_say_what_was_run(records):
         assert SOURCE in captions[name]
         assert "2 seeds × 2 epochs, reduced from the paper's 3 seeds × 20 epochs" in captions[name]
     one = [{"config": {"study": "mnist", "seed": 0, "epochs": 1}}]
-    assert protocol.stated(one).startswith("1 seed × 1 epoch,")
+    assert stated(one).startswith("1 seed × 1 epoch,")
     whole = [{"config": {"study": "mnist", "seed": seed, "epochs": 20}} for seed in range(3)]
-    assert protocol.stated(whole) == "3 seeds × 20 epochs, as in the paper"
+    assert stated(whole) == "3 seeds × 20 epochs, as in the paper"
 
 
 def test_a_gap_where_nothing_is_left_to_miss_is_not_drawn(records):
@@ -295,7 +300,7 @@ def test_a_gap_where_nothing_is_left_to_miss_is_not_drawn(records):
 
 
 def test_one_seed_and_one_epoch_are_enough():
-    records = made_up({study: protocol.Size(seeds=1, epochs=1) for study in SMALL})
+    records = made_up({study: Size(seeds=1, epochs=1) for study in SMALL})
     with rc_context(RC):
         for figure in FIGURES.values():
             figure.make(records).figure.canvas.draw()
@@ -371,23 +376,23 @@ def test_tables_keep_every_digit_in_csv_and_are_readable_in_markdown():
     parsed = list(csv.DictReader(table.csv().splitlines()))
     assert [float(parsed[0][f"excess {name}"]) for name in ("median", "low", "high")] == [2 / 3, 1 / 3, 1.0]
     assert (parsed[0]["method"], parsed[0]["time"], float(parsed[1]["time"])) == ("a, b", "", 1 / 7)
-    lines = table.markdown("The caption.").splitlines()
+    lines = [re.sub(" +", " ", line) for line in table.markdown("The caption.").splitlines()]
     assert lines[0] == "# Title"
-    assert "| a, b | 0.667 [0.333, 1] |  |" in lines
+    assert "| a, b | 0.667 [0.333, 1] | |" in lines
     assert "- A sentence." in lines and "The caption." in lines
     assert Cell("c", {"": "c"}) == words("c")
 
 
 def test_a_write_that_is_interrupted_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "figure.png"
-    files.write(path, b"old")
+    output.write(path, b"old")
 
     def interrupted(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(files.os, "fsync", interrupted)
+    monkeypatch.setattr(output.os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        files.write(path, b"new")
+        output.write(path, b"new")
     assert [entry.name for entry in tmp_path.iterdir()] == ["figure.png"]
     assert path.read_bytes() == b"old"
 
