@@ -22,6 +22,8 @@ from analysis.experiments.methods import label
 from analysis.experiments.tables import markdown
 from analysis.experiments.timing import interleaved, median
 from analysis.studies.lenet5 import in_jax, in_torch
+from analysis.studies.lenet5.network import SIDE, network_of
+from analysis.studies.lenet5.study import METHODS
 
 __all__ = ["command", "configurations", "page", "run"]
 
@@ -30,8 +32,8 @@ BATCHES = 10
 
 def configurations() -> list[dict]:
     """One for each method of the study."""
-    task = {"study": "step time", "batch": in_torch.BATCH, "rank": in_torch.RANK, "init": in_torch.INIT, "seed": 0}
-    return [{**task, **method} for method in in_torch.METHODS]
+    task = {"study": "step time", "batch": 64, "rank": 8, "init": "normal", "seed": 0}
+    return [{**task, **method} for method in METHODS]
 
 
 def run(config: dict, *, rounds: int = 13) -> dict:
@@ -43,7 +45,7 @@ def run(config: dict, *, rounds: int = 13) -> dict:
         ``torch`` and ``jax``: seconds a step, one number a round; ``compilation``: JAX's, seconds, of an epoch.
     """
     rng, count = np.random.default_rng(config["seed"]), BATCHES * config["batch"]
-    images = torch.from_numpy(rng.standard_normal((count, 1, in_torch.SIDE, in_torch.SIDE), dtype=np.float32))
+    images = torch.from_numpy(rng.standard_normal((count, 1, SIDE, SIDE), dtype=np.float32))
     labels = torch.from_numpy(rng.integers(10, size=count))
     epoch_in_jax, compilation = _epoch_in_jax(config, *(jnp.asarray(x.numpy()) for x in (images, labels)))
     calls = {"torch": _epoch_in_torch(config, images, labels), "jax": epoch_in_jax}
@@ -52,9 +54,9 @@ def run(config: dict, *, rounds: int = 13) -> dict:
 
 
 def _epoch_in_torch(config, images, labels):
-    model = in_torch.network(config["seed"], init=None if config["method"].startswith("full") else config["init"])
-    optimizer = in_torch.optimizer_of(config, model)
-    return partial(in_torch.train, model, optimizer, images, labels, torch.arange(len(images)))
+    model = network_of(config)
+    optimizer, order = in_torch.optimizer_of(config, model), torch.arange(len(images))
+    return partial(in_torch.train, model, optimizer, images, labels, order, batch=config["batch"])
 
 
 def _epoch_in_jax(config, images, labels):

@@ -14,11 +14,11 @@ def changes(before: list[dict], after: list[dict]) -> dict[str, dict[str, float]
 
     Both times are in units of Listing 1's in the same rounds, so that a machine that became slower changes nothing.
     """
-    earlier = {name_of(record["config"]): record["results"]["seconds"] for record in before}
+    earlier = {name_of(record["config"]): record["results"].get("seconds", {}) for record in before}
     found: dict[str, dict[str, float]] = {}
     for record in after:
         case = name_of(record["config"])
-        now, then = record["results"]["seconds"], earlier.get(case, {})
+        now, then = record["results"].get("seconds", {}), earlier.get(case, {})
         for name in now.keys() & then.keys():
             unit = f"{LISTING} K={name.rpartition('=')[2]}"
             unit = unit if unit in now and unit in then else f"{LISTING} K=1"

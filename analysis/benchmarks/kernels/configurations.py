@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from analysis.benchmarks.kernels import competitors, problems
 from analysis.benchmarks.kernels.problems import Case
-from analysis.workers import available_cpus
+from analysis.experiments.workers import available_cpus
 
 __all__ = ["TASKS", "configurations", "name_of"]
 
