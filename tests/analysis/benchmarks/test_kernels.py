@@ -167,7 +167,7 @@ def test_quick_run(tmp_path, capsys):
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "records").iterdir()}
     command([*arguments, "--against", str(tmp_path / "benchmarks.json")])  # nothing is measured again
     assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "records").iterdir()}
-    assert " 1.00 (grid 84x120 r=8 R=64 float64 threads=1)" in capsys.readouterr().out
+    assert " 1.00 (grid 84x120 r=8 R=64 float32 threads=1)" in capsys.readouterr().out
 
 
 def test_two_runs_are_compared_in_units_of_listing_1():
