@@ -55,8 +55,8 @@ def run(config: dict, *, rounds: int = 13) -> dict:
 
 def _epoch_in_torch(config, images, labels):
     model = network_of(config)
-    optimizer, order = in_torch.optimizer_of(config, model), torch.arange(len(images))
-    return partial(in_torch.train, model, optimizer, images, labels, order, batch=config["batch"])
+    optimizer = in_torch.optimizer_of(config, model)
+    return partial(in_torch.train, model, optimizer, images, labels, torch.arange(len(images)), batch=config["batch"])
 
 
 def _epoch_in_jax(config, images, labels):
