@@ -31,7 +31,7 @@ def comparison(before: list[dict], after: list[dict]) -> str:
     """`changes` as a table in Markdown, a row for each call."""
     rows = []
     for name, values in sorted(changes(before, after).items()):
-        slowest, fastest = max(values, key=values.get), min(values, key=values.get)
+        slowest, fastest = max(values, key=values.__getitem__), min(values, key=values.__getitem__)
         extremes = (f"{values[case]:.2f} ({case})" for case in (fastest, slowest))
         rows.append([name, len(values), f"{geometric_mean(values.values()):.2f}", *extremes])
     return markdown(["call", "cases", "after / before, geometric mean", "least", "most"], rows)

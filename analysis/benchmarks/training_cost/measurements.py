@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from analysis.experiments.timing import in_turns, threads
 
 __all__ = ["MODELS", "both_clocks", "configurations", "factors", "peaks", "run", "state_nbytes", "step_seconds"]
 
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "lenet5": {"batch": 64, "rounds": 300},
     "minilm": {"data": "mnli-23k", "batch": 16, "length": 48, "rounds": 15},
 }
