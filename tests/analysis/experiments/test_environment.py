@@ -3,7 +3,8 @@ import sys
 from pathlib import Path
 
 import analysis
-from analysis.records import environment, read_record, write_record
+from analysis.experiments.environment import environment
+from analysis.experiments.records import read_record, write_record
 
 
 def test_environment_can_be_recorded_and_says_where(tmp_path):
@@ -17,7 +18,7 @@ def test_environment_can_be_recorded_and_says_where(tmp_path):
 
 def test_environment_imports_nothing_heavy():
     code = (
-        "import sys; from analysis.records import environment; environment();"
+        "import sys; from analysis.experiments import records; records.environment();"
         "print(*{'numba', 'torch', 'jax', 'matplotlib', 'scipy'} & set(sys.modules))"
     )
     root = Path(analysis.__file__).parents[1]

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import analysis
-from analysis.records import read_record, read_records, record_path, run_study, write_record
+from analysis.experiments.records import read_record, read_records, record_path, run_study, write_record
 
 # A module of its own, since worker processes have to import what they run, and a script, to be killed.
 STUDY = """
@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.records import run_study
+from analysis.experiments.records import run_study
 
 HERE = Path(__file__).parent
 CONFIGS = [{"study": "slow", "seed": seed} for seed in range(8)]

