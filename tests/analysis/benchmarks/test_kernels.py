@@ -12,7 +12,6 @@ import lorsum as ls
 pytest.importorskip("sklearn")
 pytest.importorskip("torch")
 
-from analysis.benchmarks import memory
 from analysis.benchmarks.kernels import comparison, competitors, figures, page, problems, roofline, targets
 from analysis.benchmarks.kernels.__main__ import command
 from analysis.benchmarks.kernels.configurations import configurations
@@ -136,15 +135,6 @@ def test_forming_the_matrix_counts_where_it_is_said():
 def test_what_was_not_measured_is_said():
     assert "not measured" in page.target_table([])
     assert targets.geometric_mean([1, 4]) == 2
-
-
-def test_the_peak_shows_a_matrix_that_was_formed():
-    W = ls.LowRank(np.ones((600, 2)), np.ones((500, 2)))
-    matrix = 600 * 500 * 8
-    assert memory.peak_of(lambda: W.to_dense().sum()).temporaries >= matrix
-    assert memory.peak_of(lambda: W.to_dense()).total >= matrix
-    assert memory.peak_of(lambda: W.to_dense()).temporaries < 0.1 * matrix
-    assert memory.peak_of(lambda: W @ np.ones(500)).total < 0.1 * matrix
 
 
 def test_configurations_are_different_and_selectable():

@@ -1,10 +1,10 @@
 """The table of step times in both frameworks."""
 
 import numpy as np
-from analysis.experiments.environment import environment
-from analysis.studies.lenet5.study import METHODS
 
 from analysis.benchmarks import step_time
+from analysis.experiments.environment import environment
+from analysis.studies.lenet5.study import METHODS
 
 
 def test_a_row_for_each_method_and_the_ratio_of_the_medians():

@@ -3,7 +3,6 @@
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -12,7 +11,6 @@ pytest.importorskip("transformers")
 
 import tiny_bert  # noqa: E402  (need the above)
 
-from analysis.benchmarks.memory import grown_arrays, grown_tensors  # noqa: E402
 from analysis.benchmarks.recording import collected  # noqa: E402
 from analysis.benchmarks.training_cost import measurements, optimizers, page  # noqa: E402
 from analysis.benchmarks.training_cost.__main__ import command  # noqa: E402
@@ -48,29 +46,6 @@ def small(tmp_path_factory):
 
 
 # Measures
-
-
-MIB = 2**20
-
-
-def test_the_peak_of_tensors_shows_those_of_known_size():
-    held = []
-    peak, kept = grown_tensors(lambda: held.extend([torch.ones(MIB // 4), torch.ones(MIB).sum()]))
-    assert peak - 5 * MIB in range(100)
-    assert kept - MIB in range(100)
-
-
-def test_the_peak_of_tensors_shows_what_an_operation_takes_inside():
-    A = torch.rand(512, 512)
-    peak, kept = grown_tensors(lambda: torch.linalg.svdvals(A))  # in a copy
-    assert peak >= A.nbytes
-    assert kept == 0
-
-
-def test_the_peak_of_arrays_shows_those_of_known_size():
-    peak, kept = grown_arrays(lambda: [np.ones(MIB // 8), np.ones(MIB // 2).sum()])
-    assert peak - 5 * MIB in range(10_000)
-    assert kept - MIB in range(10_000)
 
 
 def test_the_step_counts_what_the_backward_pass_left():
