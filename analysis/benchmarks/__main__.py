@@ -1,8 +1,6 @@
 """``python -m analysis.benchmarks``, which is ``python -m analysis benchmarks``: lorsum beside its competitors."""
 
-import sys
-
 from analysis.benchmarks.kernels.__main__ import command
 
 if __name__ == "__main__":
-    sys.exit(command())
+    command()

@@ -144,7 +144,8 @@ def incremental_drift(updates: int = 5000) -> float:
     return float(max(_norm(svd.U.T @ svd.U - np.eye(8)), _norm(svd.Vh @ svd.Vh.T - np.eye(8))))
 
 
-KRYLOV, OVERSAMPLED = {"accelerate": "krylov"}, {"oversample": 5}
+KRYLOV: dict[str, Any] = {"accelerate": "krylov"}
+OVERSAMPLED: dict[str, Any] = {"oversample": 5}
 ROWS = [
     Row("float32, κ(U) = κ(V) = 1e5: distance to exact arithmetic", 1e-2, lambda: ill_conditioned(np.float32, 1e5)),
     Row("float64, κ(U) = κ(V) = 1e7: distance to exact arithmetic", 1e-8, lambda: ill_conditioned(np.float64, 1e7)),

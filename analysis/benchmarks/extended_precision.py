@@ -52,7 +52,7 @@ def condition(target: ls.LowRankSum, iters: int, *, samples: int = 8, size: floa
     rng = np.random.default_rng(0)
     exact = _perturbed(W, V, iters, 0.0, rng)
     changes = [_perturbed(W, V, iters, size, rng) - exact for _ in range(samples)]
-    return max(map(np.linalg.norm, changes)) / np.linalg.norm(exact) / size
+    return float(max(map(np.linalg.norm, changes)) / np.linalg.norm(exact) / size)
 
 
 def _perturbed(W, V, iters, size, rng):

@@ -5,7 +5,6 @@ What is taken is the processor's time, on one thread: the wall time of a machine
 same on one that does.
 """
 
-import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -106,4 +105,4 @@ def command(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command())
+    command()

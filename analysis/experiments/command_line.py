@@ -34,9 +34,9 @@ def count(text: str) -> int:
     return int(text)
 
 
-_OPTIONS = {
+_OPTIONS: dict[str, dict[str, Any]] = {
     "folder": {"flags": ["--records"], "type": Path, "help": "folder of the records"},
-    "output": {"type": Path, "help": "folder or file to write the results to"},
+    "output": {"type": Path, "help": "folder to write the results to"},
     "seeds": {"type": count, "help": "repetitions with other random numbers"},
     "epochs": {"type": count, "help": "epochs of training"},
     "workers": {"type": count, "help": "processes (default: one for each CPU)"},

@@ -9,7 +9,7 @@ from analysis.experiments.methods import Config, method_of
 
 __all__ = ["RC", "appearance"]
 
-RC = {
+RC: dict[Any, Any] = {
     "figure.dpi": 160,
     "font.size": 8,
     "axes.titlesize": 9,

@@ -4,11 +4,10 @@ import gc
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import numba
 import numpy as np
 from threadpoolctl import threadpool_limits
 
@@ -18,7 +17,7 @@ MOST_REPETITIONS = 5000
 LONG = 0.05  # seconds that a call lasts to which warm caches make no difference
 
 
-def in_turns(measures: dict[str, Callable[[int], Any]], rounds: int, *, warm: int = 0) -> dict[str, list]:
+def in_turns(measures: Mapping[str, Callable[[int], Any]], rounds: int, *, warm: int = 0) -> dict[str, list]:
     """Measure competitors in turns, so that what disturbs the machine disturbs all of them.
 
     Every round measures each once, in an order that differs from round to round: a neighbour may leave caches cold, or
@@ -37,7 +36,8 @@ def in_turns(measures: dict[str, Callable[[int], Any]], rounds: int, *, warm: in
     dict
         Name → what was found, one entry a round.
     """
-    found, order = {name: [] for name in measures}, np.random.default_rng(0)
+    found: dict[str, list] = {name: [] for name in measures}
+    order = np.random.default_rng(0)
     with _no_collection():
         for number in range(warm + rounds):
             for name in order.permutation(list(measures)).tolist():
@@ -46,7 +46,7 @@ def in_turns(measures: dict[str, Callable[[int], Any]], rounds: int, *, warm: in
 
 
 def interleaved(
-    calls: dict[str, Callable[[], Any]],
+    calls: Mapping[str, Callable[[], Any]],
     *,
     rounds: int = 13,
     block: float = 2e-3,
@@ -134,10 +134,17 @@ def ratio(theirs: list[float], ours: list[float]) -> float:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """That many threads for BLAS, OpenMP, torch, and for the batches that lorsum divides among Numba's number."""
+    """That many threads for BLAS, OpenMP, torch and Numba, by whose number lorsum divides batches.
+
+    Torch and Numba are told where they are imported already.
+    """
     with ExitStack() as stack:
-        stack.callback(setattr, numba.config, "NUMBA_NUM_THREADS", numba.config.NUMBA_NUM_THREADS)
-        numba.config.NUMBA_NUM_THREADS = count
+        if numba := sys.modules.get("numba"):
+            most = numba.config.NUMBA_NUM_THREADS
+            stack.callback(numba.set_num_threads, numba.get_num_threads())
+            numba.set_num_threads(min(count, most))
+            stack.callback(setattr, numba.config, "NUMBA_NUM_THREADS", most)
+            numba.config.NUMBA_NUM_THREADS = count
         if torch := sys.modules.get("torch"):
             # Before threadpoolctl, which changes torch's OpenMP and would have torch get back what that was set to
             stack.callback(torch.set_num_threads, torch.get_num_threads())

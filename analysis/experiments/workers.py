@@ -10,10 +10,10 @@ import traceback
 from collections.abc import Callable, Generator, Hashable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 
-from threadpoolctl import threadpool_limits
+from analysis.experiments.timing import threads
 
 __all__ = ["available_cpus", "check_importable", "outcomes"]
 
@@ -108,22 +108,11 @@ def _attempt(function, arguments):
     As text, since an exception that cannot be unpickled would break the pool and take the other tasks along.
     """
     try:
-        with _one_thread():
+        with threads(1):
             function(*arguments)
     except Exception:
         return traceback.format_exc()
     return None
-
-
-@contextmanager
-def _one_thread():
-    with ExitStack() as stack:
-        # Before threadpoolctl, which changes torch's OpenMP and would have torch report, and get back, 1
-        for module in (sys.modules[name] for name in ("numba", "torch") if name in sys.modules):
-            stack.callback(module.set_num_threads, module.get_num_threads())
-            module.set_num_threads(1)
-        stack.enter_context(threadpool_limits(1))
-        yield
 
 
 @contextmanager

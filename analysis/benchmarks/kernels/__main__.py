@@ -60,4 +60,4 @@ def _parser():
 
 
 if __name__ == "__main__":
-    sys.exit(command())
+    command()

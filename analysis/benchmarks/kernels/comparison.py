@@ -14,11 +14,11 @@ def changes(before: list[dict], after: list[dict]) -> dict[str, dict[str, float]
 
     Both times are in units of Listing 1's in the same rounds, so that a machine that became slower changes nothing.
     """
-    earlier = {name_of(record["config"]): record["results"]["seconds"] for record in before}
+    earlier = {name_of(record["config"]): record["results"].get("seconds", {}) for record in before}
     found: dict[str, dict[str, float]] = {}
     for record in after:
         case = name_of(record["config"])
-        now, then = record["results"]["seconds"], earlier.get(case, {})
+        now, then = record["results"].get("seconds", {}), earlier.get(case, {})
         for name in now.keys() & then.keys():
             unit = f"{LISTING} K={name.rpartition('=')[2]}"
             unit = unit if unit in now and unit in then else f"{LISTING} K=1"
@@ -31,7 +31,7 @@ def comparison(before: list[dict], after: list[dict]) -> str:
     """`changes` as a table in Markdown, a row for each call."""
     rows = []
     for name, values in sorted(changes(before, after).items()):
-        slowest, fastest = max(values, key=values.get), min(values, key=values.get)
+        slowest, fastest = max(values, key=values.__getitem__), min(values, key=values.__getitem__)
         extremes = (f"{values[case]:.2f} ({case})" for case in (fastest, slowest))
         rows.append([name, len(values), f"{geometric_mean(values.values()):.2f}", *extremes])
     return markdown(["call", "cases", "after / before, geometric mean", "least", "most"], rows)

@@ -36,18 +36,18 @@ def configurations(*, tasks: Sequence[str] | None = None, quick: bool = False) -
 
 def _grid(threads=1, shapes=problems.SHAPES, ranks=(8, 16), dtypes=("float32", "float64"), gradients=None):
     return [
-        {"shape": shape, "rank": r, "gradient_rank": R, "dtype": dtype, "threads": threads}
-        | {"competitors": _competitors(Case(*shape, r, R, dtype))}
-        for shape in shapes
+        {"shape": (m, n), "rank": r, "gradient_rank": R, "dtype": dtype, "threads": threads}
+        | {"competitors": _competitors(Case(m, n, r, R, dtype))}
+        for m, n in shapes
         for r in ranks
-        for R in gradients or _gradient_ranks(shape)
+        for R in gradients or _gradient_ranks(max(m, n))
         for dtype in dtypes
     ]
 
 
-def _gradient_ranks(shape):
+def _gradient_ranks(larger_side):
     """2048 for the large layers only; 256 exceeds the smaller side of LeNet5's layers, as a batch may."""
-    return (16, 64, 256, 2048) if max(shape) > 1000 else (16, 64, 256)
+    return (16, 64, 256, 2048) if larger_side > 1000 else (16, 64, 256)
 
 
 def _competitors(case):

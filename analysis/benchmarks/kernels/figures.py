@@ -89,7 +89,7 @@ def _grow(axis, records, size, names):
 
 
 def _against_iterations(axis, results):
-    curves = {}
+    curves: dict[str, list] = {}
     for name, seconds in results["seconds"].items():
         kind, _, iters = name.partition(" K=")
         curves.setdefault(kind, []).append((int(iters), median(seconds)))

@@ -1,6 +1,7 @@
 """A configuration measured: the times of its competitors, taken in turns, their accuracy, and the roofline."""
 
 from functools import lru_cache
+from typing import Any
 
 import lorsum as ls
 from analysis.benchmarks import memory
@@ -30,7 +31,7 @@ def run(config: dict) -> dict:
 
 def _timed(calls, config):
     """Times and answers; rest between blocks where threads of one competitor could disturb the next."""
-    few = {"rounds": 3, "block": 1e-3, "budget": 0.2} if config["quick"] else {}
+    few: dict[str, Any] = {"rounds": 3, "block": 1e-3, "budget": 0.2} if config["quick"] else {}
     return interleaved(calls, pause=5e-3 if config["threads"] > 1 else 0.0, **few)
 
 
@@ -55,7 +56,7 @@ def _run_case(config):
 
 
 @lru_cache(maxsize=1)
-def _best(case) -> ReferenceSVD:
+def _best(case: Case) -> ReferenceSVD:
     """The target is the same in both dtypes, which follow one another."""
     return reference_svd(problems.problem(case), case.rank)
 

@@ -29,9 +29,8 @@ class Case(NamedTuple):
     @classmethod
     def of(cls, config: dict) -> "Case":
         """The case of a configuration."""
-        return cls(
-            *config["shape"], config["rank"], config["gradient_rank"], config.get("dtype", "float32"), config["seed"]
-        )
+        (m, n), dtype = config["shape"], config.get("dtype", "float32")
+        return cls(m, n, config["rank"], config["gradient_rank"], dtype, config["seed"])
 
     @property
     def stacked_rank(self) -> int:
@@ -62,7 +61,9 @@ def weight_gradient_momentum(case: Case) -> tuple[ls.LowRank, ls.LowRank, ls.Low
     and X (B, n), the rows being samples. M is what the last step returned, with a spectrum that decays. W has its
     singular values between 2 and 1; G and M together move it by about 0.3 in the spectral norm.
     """
-    return tuple(ls.LowRank(U.astype(case.dtype), V.astype(case.dtype)) for U, V in _in_single(case._replace(dtype="")))
+    factors = _in_single(case._replace(dtype=""))
+    W, G, M = (ls.LowRank(U.astype(case.dtype), V.astype(case.dtype)) for U, V in factors)
+    return W, G, M
 
 
 def batch(case: Case, count: int) -> tuple[ls.LowRankSum, list[ls.LowRankSum]]:

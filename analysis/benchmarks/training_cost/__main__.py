@@ -5,7 +5,6 @@ records are written where --output says.
 """
 
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,4 +32,4 @@ def command(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command())
+    command()

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +14,9 @@ from analysis.benchmarks.recording import four_digits
 from analysis.benchmarks.training_cost.optimizers import AGAIN, OPTIMIZERS, Training, setup
 from analysis.experiments.timing import in_turns, threads
 
-__all__ = ["MODELS", "both_clocks", "configurations", "peaks", "run", "state_nbytes", "step_seconds"]
+__all__ = ["MODELS", "both_clocks", "configurations", "factors", "peaks", "run", "state_nbytes", "step_seconds"]
 
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "lenet5": {"batch": 64, "rounds": 300},
     "minilm": {"data": "mnli-23k", "batch": 16, "length": 48, "rounds": 15},
 }
@@ -53,12 +54,13 @@ def run(config: dict) -> dict:
         numbers = {
             "parameters": sum(p.numel() for p in task.model.parameters()),
             "trained": sum(p.numel() for p in task.model.parameters() if p.requires_grad),
-            "lora": sum(p.numel() for p in _factors(task.model)),
+            "lora": sum(p.numel() for p in factors(task.model)),
         }
         return numbers | {"time": _run_time, "memory": _run_memory}[config["task"]](config, task)
 
 
-def _factors(model):
+def factors(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """A and B of all adapters."""
     return [p for adapter in lorsum.torch.adapters(model) for p in (adapter.A, adapter.B)]
 
 
@@ -108,7 +110,7 @@ def _memory(training, batch):
     for _ in range(WARM_STEPS):
         training.step(batch)
     return {
-        "lora_state": state_nbytes(training.optimizer, _factors(training.model)),
+        "lora_state": state_nbytes(training.optimizer, factors(training.model)),
         "state": state_nbytes(training.optimizer, training.model.parameters()),
         "captured": _captured_nbytes(training.optimizer),
         **peaks(training, batch),

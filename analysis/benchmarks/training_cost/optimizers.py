@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import lorsum.torch
-from analysis.studies.lenet5 import network as lenet5
+from analysis.studies.lenet5.network import network, resized
 from analysis.studies.mnli import fine_tuning
-from analysis.studies.mnli import study as mnli
 from analysis.studies.mnli.sentence_pairs import sentence_pairs
+from analysis.studies.mnli.study import REDUCED, configurations
 from lorsum import datasets, optim
 
 __all__ = ["AGAIN", "BASELINE", "OPTIMIZERS", "Setup", "Training", "setup"]
@@ -93,9 +93,9 @@ def setup(config: dict) -> Setup:
 
 def _network(config):
     digits, count = datasets.mnist(), BATCHES * config["batch"]
-    images, labels = lenet5.resized(digits.train_images[:count]), torch.from_numpy(digits.train_labels[:count])
+    images, labels = resized(digits.train_images[:count]), torch.from_numpy(digits.train_labels[:count])
     batches = list(zip(images.split(config["batch"]), labels.split(config["batch"]), strict=True))
-    return Setup(lenet5.network(config["seed"]), _network_loss, batches)
+    return Setup(network(config["seed"]), _network_loss, batches)
 
 
 def _network_loss(model, batch):
@@ -105,9 +105,9 @@ def _network_loss(model, batch):
 
 def _encoder(config):
     given = {name: config[name] for name in ("model", "data", "batch", "length")}
-    protocol = mnli.REDUCED._replace(precision="float32", **given)
-    asked = mnli.configurations(protocol)[0] | {"seed": config["seed"]}  # of any method: the model is the same
-    training = fine_tuning.Training(asked, sentence_pairs(config["data"], config["model"], config["length"]))
+    asked = configurations(REDUCED._replace(precision="float32", **given))[0]  # of any method: the model is the same
+    data = sentence_pairs(config["data"], config["model"], config["length"])
+    training = fine_tuning.Training(asked | {"seed": config["seed"]}, data)
     batches = [{key: x.cpu() for key, x in training.batch(step).items()} for step in range(BATCHES)]
     return Setup(training.model.cpu(), _encoder_loss, batches)
 

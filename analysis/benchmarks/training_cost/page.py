@@ -54,7 +54,7 @@ def overhead(seconds: dict[str, ArrayLike], name: str) -> Overhead:
 
 def page(records: list[dict]) -> str:
     """The page as Markdown."""
-    by_model = {}
+    by_model: dict[str, dict] = {}
     for record in records:
         by_model.setdefault(record["config"]["model"], {})[record["config"]["task"]] = record
     where = provenance("python -m analysis training-cost", records[-1]["environment"])

@@ -2,7 +2,8 @@
 
 import pytest
 import threadpoolctl
-from analysis.accuracy import ROUNDING, ROWS, in_condition, main, table
+
+from analysis.benchmarks.accuracy import ROUNDING, ROWS, command, in_condition, table
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.what)
@@ -22,8 +23,8 @@ def test_the_paper_s_solves_would_break_the_promise():
 
 
 def test_the_page_says_which_kernels_ran(tmp_path, monkeypatch):
-    monkeypatch.setattr("analysis.accuracy.table", lambda: (table(ROWS[:1])[0], True))
-    assert main(tmp_path / "accuracy.md")
+    monkeypatch.setattr("analysis.benchmarks.accuracy.table", lambda: (table(ROWS[:1])[0], True))
+    assert command(["--output", str(tmp_path)]) == 0
     page = (tmp_path / "accuracy.md").read_text(encoding="utf-8")
     kernels = {pool.get("architecture") for pool in threadpoolctl.threadpool_info()} - {None}
     assert all(name in page for name in kernels)

@@ -1,8 +1,8 @@
 """What a training step costs: the measures against known answers, the verdicts, and a run of small models."""
 
 from functools import partial
+from pathlib import Path
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -10,11 +10,10 @@ pytest.importorskip("peft")
 pytest.importorskip("transformers")
 
 import tiny_bert  # noqa: E402  (need the above)
-from analysis.records import read_record  # noqa: E402
-from analysis.training_cost import measures, page, study, trainings  # noqa: E402
-from analysis.training_cost.__main__ import main  # noqa: E402
 
-from analysis.benchmarks.memory import grown_arrays  # noqa: E402
+from analysis.benchmarks.recording import collected  # noqa: E402
+from analysis.benchmarks.training_cost import measurements, optimizers, page  # noqa: E402
+from analysis.benchmarks.training_cost.__main__ import command  # noqa: E402
 from lorsum import datasets  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("default")  # theirs are not ours to mend
@@ -49,47 +48,24 @@ def small(tmp_path_factory):
 # Measures
 
 
-MIB = 2**20
-
-
-def test_the_peak_of_tensors_shows_those_of_known_size():
-    held = []
-    peak, kept = measures.grown_tensors(lambda: held.extend([torch.ones(MIB // 4), torch.ones(MIB).sum()]))
-    assert peak - 5 * MIB in range(100)
-    assert kept - MIB in range(100)
-
-
-def test_the_peak_of_tensors_shows_what_an_operation_takes_inside():
-    A = torch.rand(512, 512)
-    peak, kept = measures.grown_tensors(lambda: torch.linalg.svdvals(A))  # in a copy
-    assert peak >= A.nbytes
-    assert kept == 0
-
-
-def test_the_peak_of_arrays_shows_those_of_known_size():
-    peak, kept = grown_arrays(lambda: [np.ones(MIB // 8), np.ones(MIB // 2).sum()])
-    assert peak - 5 * MIB in range(10_000)
-    assert kept - MIB in range(10_000)
-
-
 def test_the_step_counts_what_the_backward_pass_left():
     model, x = torch.nn.Linear(1000, 500, bias=False), torch.ones(1, 1000)
-    task = trainings.Setup(model, lambda model, x: model(x).sum(), [x])
-    training = trainings.Training(task, lambda model: torch.optim.SGD(model.parameters(), lr=0.1))
+    task = optimizers.Setup(model, lambda model, x: model(x).sum(), [x])
+    training = optimizers.Training(task, lambda model: torch.optim.SGD(model.parameters(), lr=0.1))
     weight = model.weight.nbytes
-    for peak in measures.peaks(training, x)["tensors"]:  # the gradient in both, which SGD adds without a temporary
+    for peak in measurements.peaks(training, x)["tensors"]:  # the gradient in both, which SGD adds without a temporary
         assert weight <= peak < 1.01 * weight
 
 
 @pytest.mark.parametrize(("name", "multiple"), STATES.items())
 def test_states_in_multiples_of_the_adapters(name, multiple):
-    if name not in trainings.OPTIMIZERS:
+    if name not in optimizers.OPTIMIZERS:
         pytest.skip("this PEFT has no such optimizer")
-    task = trainings.setup({"model": "lenet5", "batch": 4, "seed": 0})
-    training = trainings.Training(task, trainings.OPTIMIZERS[name])
+    task = optimizers.setup({"model": "lenet5", "batch": 4, "seed": 0})
+    training = optimizers.Training(task, optimizers.OPTIMIZERS[name])
     training.step(task.batches[0])
-    factors = study._factors(training.model)
-    assert measures.state_nbytes(training.optimizer, factors) == multiple * sum(p.nbytes for p in factors)
+    factors = measurements.factors(training.model)
+    assert measurements.state_nbytes(training.optimizer, factors) == multiple * sum(p.nbytes for p in factors)
 
 
 class Clock:
@@ -118,7 +94,7 @@ class Timed:
 def test_overheads_are_those_of_the_rounds():
     clock = Clock()
     timed = {"AdamW": Timed(clock, 2, 0.5), "OPLoRA K=1": Timed(clock, 2.25, 1)}
-    seconds = measures.interleaved(timed, [None], 5, clock)
+    seconds = measurements.step_seconds(timed, [None], 5, clock)
     assert [taken.shape for taken in seconds.values()] == [(5, 2), (5, 2)]
     assert seconds["AdamW"][0] == pytest.approx((8, 2))  # after the rounds that warm up
     expected = page.Overhead(total=0.375, hooks=0.125, step=0.25, low=0.375, high=0.375)
@@ -130,35 +106,44 @@ def test_overheads_are_those_of_the_rounds():
 
 def test_copies_start_equal_and_share_what_is_frozen(small):
     for config in ({"model": name, "seed": 0, **options} for name, options in small.items()):
-        task = trainings.setup(config)
-        first, second = (trainings.Training(task, trainings.OPTIMIZERS["OPLoRA K=1"]) for _ in range(2))
+        task = optimizers.setup(config)
+        first, second = (optimizers.Training(task, optimizers.OPTIMIZERS["OPLoRA K=1"]) for _ in range(2))
         pairs = list(zip(first.model.parameters(), second.model.parameters(), strict=True))
         assert all(torch.equal(p, q) and (p is q) != p.requires_grad for p, q in pairs)
         first.step(task.batches[0])
-        moved = [not torch.equal(*both) for both in zip(*map(study._factors, (first.model, task.model)), strict=True)]
+        moved = [
+            not torch.equal(*both) for both in zip(*map(measurements.factors, (first.model, task.model)), strict=True)
+        ]
         assert sum(moved) >= len(moved) / 2  # B at least: it was zero
         assert all(map(torch.equal, second.model.parameters(), task.model.parameters()))
 
 
-# The study and its page
+# The runs and their page
 
 
 def test_a_run_of_small_models(small, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(study, "MODELS", small)
-    monkeypatch.setattr(study, "OPTIMIZERS", {name: trainings.OPTIMIZERS[name] for name in COMPARED})
-    command = ["--records", str(tmp_path / "records"), "--output", str(tmp_path)]
-    main(command)
+    monkeypatch.setattr(measurements, "MODELS", small)
+    monkeypatch.setattr(measurements, "OPTIMIZERS", {name: optimizers.OPTIMIZERS[name] for name in COMPARED})
+    arguments = ["--records", str(tmp_path / "records"), "--output", str(tmp_path)]
+    command(arguments)
     text = (tmp_path / "training-cost.md").read_text(encoding="utf-8")
     assert text in capsys.readouterr().out
-    assert "OPLoRA K=1 on LeNet5: state / adapters | ≤ 2 ×, as AdamW | 1 × | pass" in text
-    records = read_record(tmp_path / "training-cost.json")["records"]
+    assert "OPLoRA K=1 on LeNet5: state / adapters | ≤ 2 ×, as AdamW | 1 × | pass" in " ".join(text.split())
+    records = collected(tmp_path / "training-cost.json")
     assert len(records) == 4
     for record in records:
         entries = [value for value in record["results"].values() if isinstance(value, dict)]
         assert all(list(entry) == record["config"]["optimizers"] for entry in entries)
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "records").iterdir()}
-    main(command)  # nothing is measured again
+    command(arguments)  # nothing is measured again
     assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "records").iterdir()}
+
+
+def test_the_published_page_is_what_its_records_say():
+    docs = Path(__file__).parents[3] / "docs"
+    assert docs.joinpath("training-cost.md").read_text(encoding="utf-8") == page.page(
+        collected(docs / "training-cost.json")
+    )
 
 
 def _record(model, task, results):
@@ -185,7 +170,7 @@ def test_verdicts():
     times = {"seconds": seconds, "processor": processor}
     text = page.page([_record("lenet5", "time", times), _record("minilm", "memory", memory)])
     assert "Of AdamW's wall time 50% was the processor's" in text
-    rows = [line for line in text.splitlines() if line.startswith("| OPLoRA")]
+    rows = [" ".join(line.split()) for line in text.splitlines() if line.startswith("| OPLoRA")]
     for start in (
         "| OPLoRA K=1 on LeNet5: overhead of a step | ≤ 10% | 9.0% | pass |",
         "| OPLoRA K=8 on LeNet5: overhead of a step | ≤ 15% | 20.0% | **miss** | hooks 10.0%, step 10.0%; by the wall",
