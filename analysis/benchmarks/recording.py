@@ -10,7 +10,7 @@ import numpy as np
 from analysis.experiments.output import write
 from analysis.experiments.records import read_record, record_path, run_study, write_record
 
-__all__ = ["collected", "four_digits", "provenance", "recorded", "write_page"]
+__all__ = ["collected", "four_digits", "having", "provenance", "recorded", "write_page"]
 
 
 def recorded(run: Callable[[dict], dict], configs: list[dict], folder: Path, *, again: bool) -> list[dict]:
@@ -38,6 +38,11 @@ def collected(path: Path) -> list[dict]:
     """The records that `write_page` wrote beside a page: ``page(collected("docs/benchmarks.json"))`` is that page."""
     content = read_record(path)
     return [{**record, "environment": content["environment"]} for record in content["records"]]
+
+
+def having(records: list[dict], **wanted: Any) -> list[dict]:
+    """The records whose configurations have these entries."""
+    return [r for r in records if all(r["config"].get(name) == value for name, value in wanted.items())]
 
 
 def provenance(command: str, environment: dict) -> str:

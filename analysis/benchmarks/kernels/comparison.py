@@ -1,6 +1,6 @@
 """Two runs of the benchmark compared, such as those of two commits: which call became slower, and where."""
 
-from analysis.benchmarks.kernels.competitors import LISTING
+from analysis.benchmarks.kernels.competitors import LISTING, parsed
 from analysis.benchmarks.kernels.configurations import name_of
 from analysis.benchmarks.kernels.targets import geometric_mean
 from analysis.experiments.tables import markdown
@@ -20,7 +20,7 @@ def changes(before: list[dict], after: list[dict]) -> dict[str, dict[str, float]
         case = name_of(record["config"])
         now, then = record["results"].get("seconds", {}), earlier.get(case, {})
         for name in now.keys() & then.keys():
-            unit = f"{LISTING} K={name.rpartition('=')[2]}"
+            unit = f"{LISTING} K={parsed(name)[1]}"
             unit = unit if unit in now and unit in then else f"{LISTING} K=1"
             if not name.startswith(LISTING) and unit in now and unit in then:
                 found.setdefault(name, {})[case] = ratio(now[name], now[unit]) / ratio(then[name], then[unit])

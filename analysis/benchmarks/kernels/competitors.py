@@ -1,6 +1,5 @@
 """Who is timed: lorsum's own ways, and what a user would otherwise take; each as a call that has its inputs at hand."""
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ import lorsum as ls
 from analysis.benchmarks.kernels.listing_1 import listing_1
 from analysis.benchmarks.kernels.problems import Case
 
-__all__ = ["BASELINES", "FORM", "LISTING", "OURS", "STANDARD", "calls", "feasible", "picks", "to_lowrank"]
+__all__ = ["BASELINES", "FORM", "LISTING", "OURS", "STANDARD", "calls", "feasible", "parsed", "picks", "to_lowrank"]
 
 LISTING, FORM = "Listing 1", "form the matrix"
 # All start with V, as Listing 1 does, so that the iterates are the same
@@ -35,7 +34,7 @@ def calls(names: Sequence[str], target: ls.LowRankSum) -> dict[str, Callable]:
     as_tensors = _tensors(target)
     made = {}
     for name in names:
-        kind, iters = _parsed(name)
+        kind, iters = parsed(name)
         if kind in ("auto", "direct", "coefficients", "Krylov"):
             made[name] = _ours(kind, iters, target)
         elif kind == LISTING:
@@ -45,9 +44,10 @@ def calls(names: Sequence[str], target: ls.LowRankSum) -> dict[str, Callable]:
     return made
 
 
-def _parsed(name):
-    found = re.fullmatch(r"(.*) K=(\d+)", name)
-    return (found[1], int(found[2])) if found else (name, None)
+def parsed(name: str) -> tuple[str, int | None]:
+    """The kind of a call and K, None where there is none: ``("auto", 8)`` of ``"auto K=8"``."""
+    kind, _, iters = name.partition(" K=")
+    return kind, int(iters) if iters else None
 
 
 def _ours(kind, iters, target):
@@ -110,7 +110,7 @@ def picks(answers: dict[str, Any]) -> dict[str, str | None]:
     """K → the method whose factors those of ``auto`` equal bit for bit, which is the one that it took."""
     chosen = {}
     for name, answer in answers.items():
-        kind, iters = _parsed(name)
+        kind, iters = parsed(name)
         if kind == "auto":
             same = [
                 method
@@ -125,7 +125,7 @@ def feasible(name: str, case: Case) -> bool:
     """Whether a call should end within some seconds on one core: operations at 20 GF/s, half of that in double."""
     m, n, R = case.m, case.n, case.stacked_rank
     p, q = min(m, R), min(n, R)
-    kind, _ = _parsed(name)
+    kind, _ = parsed(name)
     forming = 2 * m * n * R / 2
     core = 4 * R * (m * p + n * q) + 14 * min(p, q) ** 2 * max(p, q)
     operations = {

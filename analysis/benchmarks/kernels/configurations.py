@@ -1,6 +1,7 @@
 """What is measured: which problems, with which competitors, on how many threads."""
 
 from collections.abc import Sequence
+from itertools import product
 
 from analysis.benchmarks.kernels import competitors, problems
 from analysis.benchmarks.kernels.problems import Case
@@ -9,8 +10,6 @@ from analysis.experiments.workers import available_cpus
 __all__ = ["TASKS", "configurations", "name_of"]
 
 BASE = {"study": "benchmarks", "seed": 0}
-ITERATIONS, RANKS = (1, 2, 4, 8, 16, 32), (2, 4, 8, 16, 32, 64)
-ADAPTERS = 48
 
 
 def configurations(*, tasks: Sequence[str] | None = None, quick: bool = False) -> list[dict]:
@@ -34,10 +33,13 @@ def configurations(*, tasks: Sequence[str] | None = None, quick: bool = False) -
     return [part for part in parts if part["threads"] <= cpus]
 
 
+def _case(shape, rank, gradient_rank, dtype="float32", threads=1, **more):
+    return {"shape": shape, "rank": rank, "gradient_rank": gradient_rank, "dtype": dtype, "threads": threads, **more}
+
+
 def _grid(threads=1, shapes=problems.SHAPES, ranks=(8, 16), dtypes=("float32", "float64"), gradients=None):
     return [
-        {"shape": (m, n), "rank": r, "gradient_rank": R, "dtype": dtype, "threads": threads}
-        | {"competitors": _competitors(Case(m, n, r, R, dtype))}
+        _case((m, n), r, R, dtype, threads, competitors=_competitors(Case(m, n, r, R, dtype)))
         for m, n in shapes
         for r in ranks
         for R in gradients or _gradient_ranks(max(m, n))
@@ -60,20 +62,20 @@ def _competitors(case):
     return [name for name in chosen if competitors.feasible(name, case)]
 
 
-def _growth(shape, ranks, iterations):
-    kinds = ("auto", "direct", "coefficients", "Krylov", competitors.LISTING) if len(iterations) > 1 else ("auto",)
+def _ranks(shape, ranks):
+    names = ("auto K=1", "factored", f"{competitors.LISTING} K=1")
+    return [_case(shape, r, 64, competitors=names) for r in ranks]
+
+
+def _iterations(shapes, iterations):
+    kinds = ("auto", "direct", "coefficients", "Krylov", competitors.LISTING)
     names = [f"{kind} K={K}" for kind in kinds for K in iterations]
-    if len(iterations) == 1:
-        names += ["factored", f"{competitors.LISTING} K=1"]
-    return [
-        {"shape": shape, "rank": r, "gradient_rank": 64, "dtype": "float32", "threads": 1, "competitors": names}
-        for r in ranks
-    ]
+    return [_case(shape, 8, 64, competitors=names) for shape in shapes]
 
 
-def _batch(shape=(768, 768), adapters=ADAPTERS, gradients=(16, 64), dtypes=("float32", "float64")):
+def _batch(shape=(768, 768), adapters=48, gradients=(16, 64), dtypes=("float32", "float64")):
     return [
-        {"shape": shape, "rank": 8, "gradient_rank": R, "dtype": dtype, "threads": threads, "adapters": adapters}
+        _case(shape, 8, R, dtype, threads, adapters=adapters)
         for R in gradients
         for dtype in dtypes
         for threads in (1, 2)
@@ -82,11 +84,7 @@ def _batch(shape=(768, 768), adapters=ADAPTERS, gradients=(16, 64), dtypes=("flo
 
 def _memory(shapes=((84, 120), (768, 3072), (4096, 4096), (4096, 11008)), gradients=(16, 64)):
     names = ("auto K=1", "auto K=8", "direct K=8", "coefficients K=8", "Krylov K=2", "factored")
-    return [
-        {"shape": shape, "rank": 8, "gradient_rank": R, "dtype": "float32", "threads": 1, "competitors": names}
-        for shape in shapes
-        for R in gradients
-    ]
+    return [_case(shape, 8, R, competitors=names) for shape in shapes for R in gradients]
 
 
 _FULL = {
@@ -95,8 +93,8 @@ _FULL = {
         *_grid(2, ranks=(8,), dtypes=("float32",), gradients=(64,)),
         *_grid(2, problems.LARGE, (8,), ("float32",), (2048,)),
     ],
-    "ranks": lambda: _growth((768, 3072), RANKS, (1,)),
-    "iterations": lambda: [*_growth((84, 120), (8,), ITERATIONS), *_growth((4096, 4096), (8,), ITERATIONS)],
+    "ranks": lambda: _ranks((768, 3072), (2, 4, 8, 16, 32, 64)),
+    "iterations": lambda: _iterations(((84, 120), (4096, 4096)), (1, 2, 4, 8, 16, 32)),
     "batch": _batch,
     "overhead": lambda: [{"threads": 1}],
     "memory": _memory,
@@ -105,8 +103,8 @@ _SMALL = ((84, 120),)
 _QUICK = {
     "grid": lambda: _grid(1, _SMALL, (8,), ("float32", "float64"), (64,)),
     "threads": lambda: _grid(2, _SMALL, (8,), ("float32",), (64,)),
-    "ranks": lambda: _growth((84, 120), (2, 4), (1,)),
-    "iterations": lambda: _growth((84, 120), (8,), (1, 2)),
+    "ranks": lambda: _ranks((84, 120), (2, 4)),
+    "iterations": lambda: _iterations(_SMALL, (1, 2)),
     "batch": lambda: _batch((84, 120), 4, (16,), ("float32",)),
     "overhead": _FULL["overhead"],
     "memory": lambda: _memory(_SMALL, (16,)),

@@ -6,7 +6,9 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from analysis.benchmarks.kernels.competitors import parsed
 from analysis.benchmarks.kernels.problems import Case
+from analysis.benchmarks.recording import having
 from analysis.experiments.style import RC
 from analysis.experiments.timing import median
 
@@ -30,13 +32,13 @@ _SHOWN = ((84, 120), (768, 768), (768, 3072), (4096, 4096))
 
 def growth_figure(records: list[dict]) -> bytes | None:
     """Four panels as a PNG, or None where one of them has no record."""
-    grid = [r for r in _of(records, "grid") if _fixed(r, rank=8, dtype="float32")]
+    grid = having(records, task="grid", rank=8, dtype="float32")
     panels = [
-        ("m + n", [r for r in grid if _fixed(r, gradient_rank=64)], lambda case: case.m + case.n, "r = 8, R = 64"),
-        ("R", [r for r in grid if _fixed(r, shape=[4096, 4096])], lambda case: case.gradient_rank, "4096², r = 8"),
-        ("r", _of(records, "ranks"), lambda case: case.rank, "768 × 3072, R = 64"),
+        ("m + n", having(grid, gradient_rank=64), lambda case: case.m + case.n, "r = 8, R = 64"),
+        ("R", having(grid, shape=[4096, 4096]), lambda case: case.gradient_rank, "4096², r = 8"),
+        ("r", having(records, task="ranks"), lambda case: case.rank, "768 × 3072, R = 64"),
     ]
-    iterations = [r for r in _of(records, "iterations") if _fixed(r, shape=[4096, 4096])]
+    iterations = having(records, task="iterations", shape=[4096, 4096])
     if not all(panel[1] for panel in panels) or not iterations:
         return None
     with rc_context(RC):
@@ -54,11 +56,8 @@ def growth_figure(records: list[dict]) -> bytes | None:
 
 def accuracy_figure(records: list[dict]) -> bytes | None:
     """Excess against time for some shapes as a PNG, or None where there is no record of one."""
-    shown = {
-        tuple(record["config"]["shape"]): record["results"]
-        for record in _of(records, "grid")
-        if _fixed(record, rank=8, gradient_rank=64, dtype="float64")
-    }
+    chosen = having(records, task="grid", rank=8, gradient_rank=64, dtype="float64")
+    shown = {tuple(record["config"]["shape"]): record["results"] for record in chosen}
     if not all(shape in shown for shape in _SHOWN):
         return None
     with rc_context(RC):
@@ -76,14 +75,10 @@ def accuracy_figure(records: list[dict]) -> bytes | None:
 
 def _grow(axis, records, size, names):
     """Time against a size; K = 8 with hollow markers."""
-    cases = sorted((size(Case.of(record["config"])), i) for i, record in enumerate(records))
+    cases = [(size(Case.of(record["config"])), record["results"]["seconds"]) for record in records]
+    cases.sort(key=lambda case: case[0])
     for name in names:
-        points = [
-            (x, median(records[i]["results"]["seconds"][name]))
-            for x, i in cases
-            if name in records[i]["results"]["seconds"]
-        ]
-        if points:
+        if points := [(x, median(seconds[name])) for x, seconds in cases if name in seconds]:
             axis.plot(*np.transpose(points), **_look(name), fillstyle="none" if name.endswith("K=8") else "full")
     axis.set(xscale="log", yscale="log")
 
@@ -91,8 +86,8 @@ def _grow(axis, records, size, names):
 def _against_iterations(axis, results):
     curves: dict[str, list] = {}
     for name, seconds in results["seconds"].items():
-        kind, _, iters = name.partition(" K=")
-        curves.setdefault(kind, []).append((int(iters), median(seconds)))
+        kind, iters = parsed(name)
+        curves.setdefault(kind, []).append((iters, median(seconds)))
     for kind, points in curves.items():
         axis.plot(*np.transpose(sorted(points)), **_look(kind))
     axis.set(xscale="log", yscale="log", xlabel="K", title="4096², r = 8, R = 64")
@@ -107,22 +102,22 @@ def _ticks_at(axis, values):
 
 def _accuracy(axis, results):
     for kind in _LOOKS:
-        names = [name for name in results["excess"] if name.partition(" K=")[0] == kind]
+        names = [name for name in results["excess"] if parsed(name)[0] == kind]
         if kind in ("direct", "coefficients") or not names:
             continue
         points = [(median(results["seconds"][name]), max(results["excess"][name], _SMALLEST_EXCESS)) for name in names]
         axis.plot(*np.transpose(points), **_look(kind), clip_on=False)
         for name, point in zip(names, points, strict=True):
-            if " K=" in name:
+            if iters := parsed(name)[1]:
                 beside = (-8, 3) if kind == "auto" else (4, 2)
-                axis.annotate(name.partition("K=")[2], point, beside, textcoords="offset points", fontsize=6,
+                axis.annotate(str(iters), point, beside, textcoords="offset points", fontsize=6,
                               color=_look(kind)["color"], annotation_clip=False)  # fmt: skip
     axis.margins(x=0.08)
     axis.set(xscale="log", yscale="log", ylim=(_SMALLEST_EXCESS, 1e-2))
 
 
 def _look(name):
-    label, color, dash, marker = _LOOKS[name.partition(" K=")[0]]
+    label, color, dash, marker = _LOOKS[parsed(name)[0]]
     return {"label": label, "color": color, "linestyle": dash, "marker": marker, "markersize": 4}
 
 
@@ -136,11 +131,3 @@ def _finished(figure, axes, note):
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi="figure")
     return buffer.getvalue()
-
-
-def _of(records, task):
-    return [record for record in records if record["config"]["task"] == task]
-
-
-def _fixed(record, **wanted):
-    return all(record["config"][key] == value for key, value in wanted.items())

@@ -2,7 +2,7 @@
 
 from analysis.benchmarks.kernels.problems import Case
 from analysis.benchmarks.kernels.targets import outcomes
-from analysis.benchmarks.recording import provenance
+from analysis.benchmarks.recording import having, provenance
 from analysis.experiments.tables import duration, markdown, size
 from analysis.experiments.timing import median, ratio
 
@@ -22,14 +22,14 @@ FIGURES = {
 def page(records: list[dict]) -> str:
     """The page as Markdown."""
     tables = sections(records)
-    targets, figures = {"Targets": tables.pop("Targets")}, FIGURES if _of(records, "grid") else {}
+    targets, figures = {"Targets": tables.pop("Targets")}, FIGURES if having(records, task="grid") else {}
     parts = [f"## {title}\n\n{text}\n" for title, text in (targets | figures | tables).items()]
     return "\n".join([f"# Benchmarks\n\n{_opening(records)}\n", *parts])
 
 
 def sections(records: list[dict]) -> dict[str, str]:
     """Title → table, of what there are records of."""
-    grid, two = _of(records, "grid"), _of(records, "threads")
+    grid, two = having(records, task="grid"), having(records, task="threads")
     made = {
         "Targets": (target_table, records),
         "lorsum, one thread": (_own, grid),
@@ -37,15 +37,11 @@ def sections(records: list[dict]) -> dict[str, str]:
         "lorsum, two threads": (_own, two),
         "Competitors, two threads": (_others, two),
         "Roofline": (_roofline, grid + two),
-        "Many adapters": (_batches, _of(records, "batch")),
-        "Overheads": (_overheads, _of(records, "overhead")),
-        "Memory": (_memory, _of(records, "memory")),
+        "Many adapters": (_batches, having(records, task="batch")),
+        "Overheads": (_overheads, having(records, task="overhead")),
+        "Memory": (_memory, having(records, task="memory")),
     }
     return {title: written(chosen) for title, (written, chosen) in made.items() if chosen}
-
-
-def _of(records, task):
-    return [record for record in records if record["config"]["task"] == task]
 
 
 def target_table(records: list[dict]) -> str:

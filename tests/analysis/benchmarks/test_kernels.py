@@ -124,10 +124,9 @@ def test_verdict_on_times():
 
 
 def test_forming_the_matrix_counts_where_it_is_said():
-    record = _record(1, 1, **{"svds": 9, "form the matrix": 2})
-    ours = ["auto K=1"]
-    alone = targets._compared([record], ours, "svds", 10, min)
-    both = targets._compared([record], ours, "svds", 10, min, ["form the matrix"])
+    cases = {"one": _record(1, 1, **{"svds": 9, "form the matrix": 2})["results"]}
+    alone = targets.compared(cases, ["auto K=1"], ["svds"], 10)
+    both = targets.compared(cases, ["auto K=1"], ["form the matrix", "svds"], 10)
     assert (alone.value, alone.passed) == (9, False)
     assert (both.value, both.passed) == (11, True)
 
