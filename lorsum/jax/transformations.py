@@ -60,11 +60,10 @@ def transformation(rule: optim.Rule, *, rng: RNG = 0) -> optax.GradientTransform
     :func:`lorsum.jax.value_and_grad` gives it.
 
     What acts on each array for itself, such as Optax's own clipping, is an error before or around this, as it would act
-    on S and X: a :class:`lorsum.jax.Pair` has a leaf that is no number, and JAX says that an operation "does not accept
-    dtype key<fry>". In place of ``optax.clip_by_global_norm``, ``optax.MultiSteps``, ``optax.apply_if_finite``,
-    ``optax.set_to_zero`` and ``optax.global_norm`` take those of :mod:`lorsum.jax`: ``clip_by_global_norm``,
-    ``multi_steps``, ``apply_if_finite``, ``set_to_zero`` and ``global_norm``. On matrices, ``gradient="dense"``, what
-    needs neither state nor parameters acts on the matrix, such as ``optax.scale`` and ``optax.clip_by_global_norm``.
+    on S and X: see :class:`lorsum.jax.Pair`. Take ``clip_by_global_norm``, ``multi_steps``, ``apply_if_finite``,
+    ``set_to_zero`` and ``global_norm`` of :mod:`lorsum.jax`. On matrices, ``gradient="dense"``, what needs neither
+    state nor parameters acts on the matrix, such as ``optax.scale`` and ``optax.clip_by_global_norm``.
+
     Under ``jit`` values cannot be checked: a gradient that is not finite makes the parameters so, which
     :func:`lorsum.jax.apply_if_finite` prevents.
 
@@ -164,7 +163,7 @@ def projected_oplora(lr: float | Schedule, *, rng: RNG = 0, **options: Any) -> o
     Parameters
     ----------
     lr, momentum, iters, reg, first, simultaneous, method, weight_decay, maximize, rng
-        As for :func:`oplora` and :class:`lorsum.optim.ProjectedOPLoRA`.
+        As for :func:`oplora`. M has rank 2r, so ``momentum_rank`` must stay None.
     """
     return _of_rule(optim.ProjectedOPLoRA, rng, lr=lr, **options)
 
