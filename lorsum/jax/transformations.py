@@ -14,6 +14,7 @@ from lorsum.jax._pytrees import PyTree, flat_gradients, is_low_rank
 from lorsum.jax._serialization import register_with_flax
 from lorsum.lowrank import LowRank
 from lorsum.optim.rule import Schedule
+from lorsum.optim.scaled import Scale
 from lorsum.typing import RNG
 
 __all__ = [
@@ -169,9 +170,7 @@ def projected_oplora(lr: float | Schedule, *, rng: RNG = 0, **options: Any) -> o
 
 
 @_with_options_of(optim.ScaledOPLoRA)
-def scaled_oplora(
-    lr: float | Schedule, *, scale: optim.scaled.Scale, rng: RNG = 0, **options: Any
-) -> optax.GradientTransformation:
+def scaled_oplora(lr: float | Schedule, *, scale: Scale, rng: RNG = 0, **options: Any) -> optax.GradientTransformation:
     """OPLoRA in a metric that is estimated from the gradients (appendix B of the paper).
 
     Parameters
