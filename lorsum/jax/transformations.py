@@ -267,7 +267,7 @@ def _counted_in_jax(state: Any) -> Any:
     """The state with its step as an array, as it will be after a step under jit: else that would compile anew."""
     if "count" not in getattr(state, "_fields", ()):
         raise TypeError(
-            f"the state of the rule is a {type(state).__name__}; a named tuple is needed, with the steps done as `count`."
+            f"the state of the rule is a {type(state).__name__}; a named tuple is needed, with the steps as `count`."
         )
     return state._replace(count=jnp.asarray(state.count, jnp.int32))
 
