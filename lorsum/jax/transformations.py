@@ -14,7 +14,7 @@ from lorsum.jax._pytrees import PyTree, flat_gradients, is_low_rank
 from lorsum.jax._serialization import register_with_flax
 from lorsum.lowrank import LowRank
 from lorsum.optim.rule import Schedule
-from lorsum.typing import RNG
+from lorsum.typing import RNG, Scalar
 
 __all__ = [
     "oplora",
@@ -117,7 +117,7 @@ def _with_options_of(rule: Callable[..., optim.Rule]) -> Callable[[F], F]:
 
 
 @_with_options_of(optim.OPLoRA)
-def oplora(lr: float | Schedule, *, rng: RNG = 0, **options: Any) -> optax.GradientTransformation:
+def oplora(lr: Scalar | Schedule, *, rng: RNG = 0, **options: Any) -> optax.GradientTransformation:
     """OPLoRA: each adapter takes the step W − ηG − ηαM, rounded to its rank by LoRSum (algorithm 1 of the paper).
 
     Parameters
@@ -157,7 +157,7 @@ def oplora(lr: float | Schedule, *, rng: RNG = 0, **options: Any) -> optax.Gradi
 
 
 @_with_options_of(optim.ProjectedOPLoRA)
-def projected_oplora(lr: float | Schedule, *, rng: RNG = 0, **options: Any) -> optax.GradientTransformation:
+def projected_oplora(lr: Scalar | Schedule, *, rng: RNG = 0, **options: Any) -> optax.GradientTransformation:
     """OPLoRA with LoFT's momentum, projected at each step on what the adapter's factors can express.
 
     Parameters
@@ -170,7 +170,7 @@ def projected_oplora(lr: float | Schedule, *, rng: RNG = 0, **options: Any) -> o
 
 @_with_options_of(optim.ScaledOPLoRA)
 def scaled_oplora(
-    lr: float | Schedule, *, scale: optim.scaled.Scale, rng: RNG = 0, **options: Any
+    lr: Scalar | Schedule, *, scale: optim.scaled.Scale, rng: RNG = 0, **options: Any
 ) -> optax.GradientTransformation:
     """OPLoRA in a metric that is estimated from the gradients (appendix B of the paper).
 
@@ -185,7 +185,7 @@ def scaled_oplora(
 
 
 @_with_options_of(optim.PreconditionedSGD)
-def preconditioned_sgd(lr: float | Schedule, **options: Any) -> optax.GradientTransformation:
+def preconditioned_sgd(lr: Scalar | Schedule, **options: Any) -> optax.GradientTransformation:
     """Gradient descent on the factors with preconditioned gradients: ScaledGD, Riemannian LoRA.
 
     Parameters
@@ -197,7 +197,7 @@ def preconditioned_sgd(lr: float | Schedule, **options: Any) -> optax.GradientTr
 
 
 @_with_options_of(optim.PreconditionedAdamW)
-def preconditioned_adamw(lr: float | Schedule, **options: Any) -> optax.GradientTransformation:
+def preconditioned_adamw(lr: Scalar | Schedule, **options: Any) -> optax.GradientTransformation:
     """AdamW fed with the preconditioned gradients of the factors.
 
     Parameters
@@ -209,7 +209,7 @@ def preconditioned_adamw(lr: float | Schedule, **options: Any) -> optax.Gradient
 
 
 @_with_options_of(optim.SVDLoRA)
-def svdlora(lr: float | Schedule, **options: Any) -> optax.GradientTransformation:
+def svdlora(lr: Scalar | Schedule, **options: Any) -> optax.GradientTransformation:
     """The step that OPLoRA approximates: the truncated SVD of the full step, with a full-rank momentum.
 
     Parameters
