@@ -15,7 +15,7 @@ from lorsum.jax._serialization import register_with_flax
 from lorsum.lowrank import LowRank
 from lorsum.optim.rule import Schedule
 from lorsum.optim.scaled import Scale
-from lorsum.typing import RNG
+from lorsum.typing import RNG, Scalar
 
 __all__ = [
     "oplora",
@@ -118,7 +118,7 @@ def _with_options_of(rule: Callable[..., optim.Rule]) -> Callable[[F], F]:
 
 
 @_with_options_of(optim.OPLoRA)
-def oplora(lr: float | Schedule, *, rng: RNG = 0, **options: Any) -> optax.GradientTransformation:
+def oplora(lr: Scalar | Schedule, *, rng: RNG = 0, **options: Any) -> optax.GradientTransformation:
     """OPLoRA: each adapter takes the step W − ηG − ηαM, rounded to its rank by LoRSum (algorithm 1 of the paper).
 
     Parameters
@@ -158,7 +158,7 @@ def oplora(lr: float | Schedule, *, rng: RNG = 0, **options: Any) -> optax.Gradi
 
 
 @_with_options_of(optim.ProjectedOPLoRA)
-def projected_oplora(lr: float | Schedule, *, rng: RNG = 0, **options: Any) -> optax.GradientTransformation:
+def projected_oplora(lr: Scalar | Schedule, *, rng: RNG = 0, **options: Any) -> optax.GradientTransformation:
     """OPLoRA with LoFT's momentum, projected at each step on what the adapter's factors can express.
 
     Parameters
@@ -170,7 +170,7 @@ def projected_oplora(lr: float | Schedule, *, rng: RNG = 0, **options: Any) -> o
 
 
 @_with_options_of(optim.ScaledOPLoRA)
-def scaled_oplora(lr: float | Schedule, *, scale: Scale, rng: RNG = 0, **options: Any) -> optax.GradientTransformation:
+def scaled_oplora(lr: Scalar | Schedule, *, scale: Scale, rng: RNG = 0, **options: Any) -> optax.GradientTransformation:
     """OPLoRA in a metric that is estimated from the gradients (appendix B of the paper).
 
     Parameters
@@ -184,7 +184,7 @@ def scaled_oplora(lr: float | Schedule, *, scale: Scale, rng: RNG = 0, **options
 
 
 @_with_options_of(optim.PreconditionedSGD)
-def preconditioned_sgd(lr: float | Schedule, **options: Any) -> optax.GradientTransformation:
+def preconditioned_sgd(lr: Scalar | Schedule, **options: Any) -> optax.GradientTransformation:
     """Gradient descent on the factors with preconditioned gradients: ScaledGD, Riemannian LoRA.
 
     Parameters
@@ -196,7 +196,7 @@ def preconditioned_sgd(lr: float | Schedule, **options: Any) -> optax.GradientTr
 
 
 @_with_options_of(optim.PreconditionedAdamW)
-def preconditioned_adamw(lr: float | Schedule, **options: Any) -> optax.GradientTransformation:
+def preconditioned_adamw(lr: Scalar | Schedule, **options: Any) -> optax.GradientTransformation:
     """AdamW fed with the preconditioned gradients of the factors.
 
     Parameters
@@ -208,7 +208,7 @@ def preconditioned_adamw(lr: float | Schedule, **options: Any) -> optax.Gradient
 
 
 @_with_options_of(optim.SVDLoRA)
-def svdlora(lr: float | Schedule, **options: Any) -> optax.GradientTransformation:
+def svdlora(lr: Scalar | Schedule, **options: Any) -> optax.GradientTransformation:
     """The step that OPLoRA approximates: the truncated SVD of the full step, with a full-rank momentum.
 
     Parameters
@@ -264,6 +264,10 @@ def _states(structure: Any, state: PyTree) -> list[Any]:
 
 def _counted_in_jax(state: Any) -> Any:
     """The state with its step as an array, as it will be after a step under jit: else that would compile anew."""
+    if "count" not in getattr(state, "_fields", ()):
+        raise TypeError(
+            f"the state of the rule is a {type(state).__name__}; a named tuple is needed, with the steps as `count`."
+        )
     return state._replace(count=jnp.asarray(state.count, jnp.int32))
 
 

@@ -94,6 +94,16 @@ def test_a_matrix_is_refused_by_rules_that_read_rows(tx):
         tx.update({"W": jnp.ones((9, 7))}, tx.init(W), W)
 
 
+class Forgetful(optim.SGD):
+    def init(self, W, *, rng=None):
+        return {"count": 0}
+
+
+def test_a_rule_whose_state_counts_no_steps_is_refused():
+    with pytest.raises(TypeError, match="the state of the rule is a dict; a named tuple is needed"):
+        lj.transformation(Forgetful(lr=0.1)).init(adapter(0, 9, 7))
+
+
 # One compilation for each shape, one batch for many layers
 
 
