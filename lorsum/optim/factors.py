@@ -16,6 +16,7 @@ from lorsum.optim._options import (
     is_used,
     lr_at,
 )
+from lorsum.optim.rule import Reads
 
 __all__ = ["SGD", "AdamW"]
 
@@ -61,6 +62,8 @@ class SGD:
     array([0.9, 1.1])
     """
 
+    entrywise = True  # see lorsum.optim.Rule
+
     lr: float | Callable
     momentum: float = 0.0
     weight_decay: float = 0.0
@@ -71,6 +74,10 @@ class SGD:
         check_fraction("momentum", self.momentum)
         check_nonnegative("weight_decay", self.weight_decay)
         check_maximize(self.maximize)
+
+    def reads(self, rank: int) -> Reads:
+        """Of G the gradients of the two factors."""
+        return Reads("factors")
 
     def init(self, W, *, rng=None):
         """State before the first step. ``rng`` is not used: nothing here is random."""
@@ -122,6 +129,9 @@ class AdamW:
     array([0.9, 1.1])
     """
 
+    entrywise = True  # see lorsum.optim.Rule
+    trains_complex = False
+
     lr: float | Callable
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -134,6 +144,10 @@ class AdamW:
         check_nonnegative("eps", self.eps)
         check_nonnegative("weight_decay", self.weight_decay)
         check_maximize(self.maximize)
+
+    def reads(self, rank: int) -> Reads:
+        """Of G the gradients of the two factors."""
+        return Reads("factors")
 
     def init(self, W, *, rng=None):
         """State before the first step. ``rng`` is not used: nothing here is random."""

@@ -18,6 +18,7 @@ from lorsum.optim._options import (
 )
 from lorsum.optim.factors import SGD, checked_gradient
 from lorsum.optim.oplora import require_adapter
+from lorsum.optim.rule import Reads
 from lorsum.svd import truncated_svd
 
 __all__ = ["Full", "SVDLoRA"]
@@ -69,6 +70,10 @@ class SVDLoRA:
         check_nonnegative("weight_decay", self.weight_decay)
         check_maximize(self.maximize)
 
+    def reads(self, rank: int) -> Reads:
+        """All of G."""
+        return Reads("matrix")
+
     def init(self, W, *, rng=None):
         """State before the first step. ``rng`` is not used: nothing here is random."""
         require_adapter(W)
@@ -105,6 +110,10 @@ class Full(SGD):
     array([[-0.5,  0. ],
            [ 0. , -0.5]])
     """
+
+    def reads(self, rank: int) -> Reads:
+        """All of G."""
+        return Reads("matrix")
 
     def init(self, W, *, rng=None):
         """State before the first step. ``rng`` is not used: nothing here is random."""

@@ -20,6 +20,7 @@ from lorsum.optim._options import (
     lr_at,
 )
 from lorsum.optim.factors import checked_gradient, leaves
+from lorsum.optim.rule import Reads
 
 __all__ = ["OPLoRA", "ProjectedOPLoRA"]
 
@@ -107,6 +108,12 @@ class OPLoRA:
         if self.momentum_rank is not None:
             as_count(self.momentum_rank, "momentum_rank", least=1)
 
+    def reads(self, rank: int) -> Reads:
+        """Of G what the half-steps multiply it by: K times the factors of W, and with momentum those of M."""
+        if self.method == "coefficients":  # compresses stacked factors, which G must have
+            return Reads("rows")
+        return Reads("products", self.iters * (rank + is_used(self.momentum) * (self.momentum_rank or rank)))
+
     def init(self, W, *, rng=None):
         """State before the first step. M = 0, with one random factor: two zero factors would stay zero for ever."""
         require_adapter(W)
@@ -175,6 +182,12 @@ class ProjectedOPLoRA(OPLoRA):
         super().__post_init__()
         if self.momentum_rank is not None:
             raise ValueError(f"`momentum_rank` is {self.momentum_rank}; a projected M has rank 2r, leave it None.")
+
+    def reads(self, rank: int) -> Reads:
+        """Of G what the half-steps multiply it by, and with momentum what projects it."""
+        if self.method == "coefficients":
+            return Reads("rows")
+        return Reads("products", self.iters * rank + is_used(self.momentum) * rank)
 
     def init(self, W, *, rng=None):
         """State before the first step. ``rng`` is not used: nothing here is random."""

@@ -6,6 +6,7 @@ from lorsum.alternating import least_squares_factor
 from lorsum.lowrank import LowRank
 from lorsum.optim._options import check_nonnegative, decayed_factors
 from lorsum.optim.factors import SGD, AdamW, checked_gradient, leaf_gradients, leaves
+from lorsum.optim.rule import Reads
 
 __all__ = ["PreconditionedAdamW", "PreconditionedSGD"]
 
@@ -57,6 +58,10 @@ class PreconditionedSGD(SGD):
         super().__post_init__()
         check_nonnegative("reg", self.reg)
 
+    def reads(self, rank: int) -> Reads:
+        """Of G a product with a basis of each factor's columns."""
+        return Reads("products", rank)
+
     def gradients(self, W, G, lr):
         """The preconditioned gradients of the factors."""
         return preconditioned_gradients(W, G, lr * self.reg)
@@ -97,6 +102,10 @@ class PreconditionedAdamW(AdamW):
     def __post_init__(self):
         super().__post_init__()
         check_nonnegative("reg", self.reg)
+
+    def reads(self, rank: int) -> Reads:
+        """Of G a product with a basis of each factor's columns."""
+        return Reads("products", rank)
 
     def gradients(self, W, G, lr):
         """The preconditioned gradients of the factors."""

@@ -11,12 +11,17 @@ from lorsum.metrics import Damped, Diagonal
 from lorsum.optim._options import check_fraction, check_nonnegative, check_positive, descending, lr_at
 from lorsum.optim.factors import checked_gradient, leaves
 from lorsum.optim.oplora import OPLoRA, require_adapter
+from lorsum.optim.rule import Reads
 
 __all__ = ["KFAC", "DiagonalScale", "Scale", "ScaledOPLoRA", "Shampoo"]
 
 
 class Scale(Protocol):
-    """How a metric is estimated: what :class:`ScaledOPLoRA` asks of its ``scale``."""
+    """How a metric is estimated: what :class:`ScaledOPLoRA` asks of its ``scale``.
+
+    One that needs the rows of S and X, so that ``update`` gets no gradient but a ``LowRank(Sᵀ, Xᵀ)``, says so by
+    ``reads_rows = True``.
+    """
 
     def init(self, W: Any, rng: Any) -> Any:
         """The estimates before the first step."""
@@ -103,6 +108,8 @@ class KFAC(_LowRankScale):
     """
 
     power = 1.0
+    reads_rows = True
+
     output_scale: float = 1.0
 
     def moments(self, G):
@@ -226,6 +233,12 @@ class ScaledOPLoRA(OPLoRA):
         super().__post_init__()
         if self.scale is not None and not hasattr(self.scale, "metric"):
             raise TypeError(f"`scale` is {self.scale!r}; KFAC(), Shampoo(), DiagonalScale() or None is needed.")
+
+    def reads(self, rank: int) -> Reads:
+        """What OPLoRA reads, or what the scale does: rows of S and X for K-FAC, all of G for the others."""
+        if self.scale is None or self.method == "coefficients":
+            return super().reads(rank)
+        return Reads("rows" if getattr(self.scale, "reads_rows", False) else "matrix")
 
     def init(self, W, *, rng=None):
         """State before the first step."""

@@ -148,24 +148,12 @@ def cheapest(rule, adapter, rows, count):
     numbers = {"sum": reducing * m * n}
     if min(rows) >= 0:
         numbers["rows"] = (count - 1) * max(rows) * (m + n)
-    columns = product_columns(rule, adapter.rank)
-    if columns is not None and adapter.B.is_cpu:  # operators in lorsum's sums are NumPy's
-        numbers["products"] = reducing * columns * (m + n)
-    if "rows" in numbers and isinstance(getattr(rule, "scale", None), optim.KFAC):
+    what, columns = optim.reads(rule, adapter.rank)
+    if what in ("products", "factors") and adapter.B.is_cpu:  # operators in lorsum's sums are NumPy's
+        numbers["products"] = reducing * (adapter.rank if what == "factors" else columns) * (m + n)
+    if "rows" in numbers and what == "rows":
         return "rows"
     return min(numbers, key=lambda way: numbers[way])
-
-
-def product_columns(rule, r):
-    """Columns of all V and U that a step multiplies G and Gᵀ by, each; None where it wants G itself."""
-    momentum = getattr(rule, "momentum", 0) > 0
-    if getattr(rule, "scale", None) is not None or isinstance(rule, optim.SVDLoRA):
-        return None
-    if isinstance(rule, optim.ProjectedOPLoRA):
-        return rule.iters * r + momentum * r
-    if isinstance(rule, optim.OPLoRA):
-        return rule.iters * (r + momentum * (rule.momentum_rank or r))
-    return r
 
 
 class _Products:
