@@ -1,4 +1,4 @@
-"""Studies: a question in, records (JSON, with configuration, seed and environment) out.
+"""What was asked and measured: `analysis.studies`, `analysis.benchmarks`, and what both share, `analysis.experiments`.
 
-A study is a list of configurations; `analysis.records` runs them, keeps a record of each and resumes where it stopped.
+``python -m analysis`` lists them all, each with its question, and runs any by its name.
 """

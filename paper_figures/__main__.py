@@ -7,16 +7,21 @@ reduced. Started again after an interruption, it repeats no finished run.
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import matplotlib
+import rich.box
+import rich.table
 from rich.console import Console
 
+from analysis.experiments.command_line import count
+from analysis.experiments.style import RC
+from analysis.experiments.tables import Table
 from paper_figures import figure1, gap, mnist, mnli, table1
-from paper_figures.files import save
-from paper_figures.protocol import PAPER, REDUCED, records_of
-from paper_figures.style import RC
+from paper_figures.product import Product, save
+from paper_figures.studies import records_of
 
 __all__ = ["main"]
 
@@ -24,7 +29,8 @@ FIGURES = {"figure1": figure1, "mnist": mnist, "gap": gap, "table1": table1, "mn
 ON_REQUEST = {"table1", "mnli"}  # takes longer, and torch, transformers and peft
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Draw what the arguments ask for."""
     options = _parser().parse_args(arguments)
     if options.list:
         for name, figure in FIGURES.items():
@@ -39,8 +45,7 @@ def main(arguments=None):
 
 def _draw(figures, options):
     start = time.perf_counter()
-    sizes = PAPER if options.full else REDUCED
-    recorded = cache(lambda study: records_of(study, sizes[study], options.records, workers=options.workers))
+    recorded = cache(lambda study: records_of(study, options.records, full=options.full, workers=options.workers))
     written = []
     for name, figure in figures.items():
         records = {study: recorded(study) for study in figure.STUDIES}
@@ -53,14 +58,23 @@ def _draw(figures, options):
     console.print(f"{time.perf_counter() - start:.0f} s in all.", highlight=False)
 
 
-def _report(console, product, paths):
+def _report(console: Console, product: Product, paths: list[Path]) -> None:
     """The table, what follows from it, what was run on which data, and where it was written."""
-    console.print(product.table.to_rich())
+    console.print(_in_terminal(product.table))
     for text in (*(f"• {sentence}" for sentence in product.table.sentences), "", product.caption, ""):
         console.print(text, markup=False, highlight=False)
     for path in paths:
         console.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
     console.print()
+
+
+def _in_terminal(table: Table) -> rich.table.Table:
+    shown = rich.table.Table(title=table.title, box=rich.box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+    for column in table.columns:
+        shown.add_column(column)
+    for row in table.rows:
+        shown.add_row(*(row[column].text if column in row else "" for column in table.columns))
+    return shown
 
 
 def _parser():
@@ -74,14 +88,8 @@ def _parser():
     parser.add_argument("--list", action="store_true", help="name the figures and leave")
     parser.add_argument("--output", type=Path, default=Path("figures"), help="folder of the figures and tables")
     parser.add_argument("--records", type=Path, default=Path("records"), help="folder of the studies' records")
-    parser.add_argument("--workers", type=_count, help="processes (default: one for each CPU)")
+    parser.add_argument("--workers", type=count, help="processes (default: one for each CPU)")
     return parser
-
-
-def _count(text):
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes: 1 or more")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,14 @@ from itertools import chain
 
 import numpy as np
 
-from analysis.linear import RANK
+from analysis.experiments.records import Record
+from analysis.studies.linear import RANK
 from paper_figures import figure1_table
 from paper_figures.curves import BOOTSTRAP, Curve, median_interval, methods
-from paper_figures.figure1_table import FLOOR, below_from
-from paper_figures.files import Product
-from paper_figures.protocol import stated
-from paper_figures.style import draw_curve, keys_of, sheet
+from paper_figures.figure1_table import NEGLIGIBLE, below_from
+from paper_figures.product import Product
+from paper_figures.sheet import draw_curve, keys_of, sheet
+from paper_figures.studies import stated
 
 __all__ = ["STUDIES", "make", "panels"]
 
@@ -21,21 +22,21 @@ _DASHES = {1: "-", 2: (0, (4, 1.2)), 4: (0, (1, 1))}  # by momentum rank / r, in
 _RANK_KEYS = {f"{factor}r".removeprefix("1"): {"color": "0.3", "linestyle": _DASHES[factor]} for factor in _DASHES}
 
 
-def make(records):
+def make(records: dict[str, list[Record]]) -> Product:
     """The figure from the linear task's records."""
     records = records["linear"]
     shown, caption = panels(records), _caption(records)
-    floor = FLOOR * np.median([record["results"]["best"] for record in records])
+    lowest = NEGLIGIBLE * np.median([record["results"]["best"] for record in records])
     keys = keys_of(methods(records)) | {"momentum rank (right)": _RANK_KEYS}
     figure, axes = sheet(1, (0.6, 0.6, 0.6), keys, caption, width=11, panel_height=3.1)
     for (title, curves), axis in zip(shown.items(), axes[0], strict=True):
-        _draw(axis, title, curves, floor)
+        _draw(axis, title, curves, lowest)
     axes[0, 0].set_ylabel("excess loss")
     _magnify(axes[0, 2], shown[_BY_RANK])
     return Product(figure, caption, figure1_table.table(records), list(chain(*shown.values())))
 
 
-def panels(records):
+def panels(records: list[Record]) -> dict[str, list[Curve]]:
     """Title → curves."""
     full, mini = methods(records, task="full batch"), methods(records, task="mini-batch")
     compared = [method for method in mini if "momentum_rank" not in method.config]
@@ -49,16 +50,16 @@ def _curve(title, method):
     return Curve(title, "excess loss", method, np.arange(excess.shape[1]), median_interval(excess))
 
 
-def _draw(axis, title, curves, floor):
+def _draw(axis, title, curves, lowest):
     last = curves[0].x[-1]
     axis.set(title=title, xlabel="epoch", yscale="log", xlim=(-0.01 * last, last))
     for curve in curves:
-        draw_curve(axis, curve, floor=floor, **_dash(title, curve))
-    visible = np.concatenate([curve.y.median[curve.y.median > floor] for curve in curves])
+        draw_curve(axis, curve, lowest=lowest, **_dash(title, curve))
+    visible = np.concatenate([curve.y.median[curve.y.median > lowest] for curve in curves])
     visible = visible[np.isfinite(visible)]
-    leaves = any(np.any(np.abs(curve.y.median) <= floor) for curve in curves)
-    axis.set_ylim(floor if leaves else 0.6 * visible.min(), 1.6 * visible.max())
-    notes = filter(None, (_below_best(curve, floor) for curve in curves))
+    leaves = any(np.any(np.abs(curve.y.median) <= lowest) for curve in curves)
+    axis.set_ylim(lowest if leaves else 0.6 * visible.min(), 1.6 * visible.max())
+    notes = filter(None, (_below_best(curve, lowest) for curve in curves))
     axis.text(0.985, 0.985, "\n".join(notes), transform=axis.transAxes, ha="right", va="top", fontsize=7, color="0.4")
 
 
@@ -69,9 +70,9 @@ def _dash(title, curve):
     return {"linestyle": _DASHES[curve.method.config.get("momentum_rank", RANK) // RANK]}
 
 
-def _below_best(curve, floor):
+def _below_best(curve, lowest):
     """What a log axis cannot show."""
-    epoch = below_from(curve.y.median, floor)
+    epoch = below_from(curve.y.median, lowest)
     return (
         f"{curve.method.name}: below the best loss\nof rank {RANK} from epoch {epoch} on" if epoch is not None else None
     )
@@ -93,6 +94,6 @@ def _caption(records):
     return (
         f"Linear task, 200 × 600, rank {RANK}: loss above the best one of that rank, on synthetic N(0, 1) data. "
         f"{stated(records)}. Lines: median over the seeds; bands: {BOOTSTRAP}. A curve leaves at the bottom (▼) where "
-        f"its median falls below {FLOOR:g} of the best loss, towards rounding, or below the best loss itself, as only "
-        "full training can. Right: OPLoRA by the rank of its momentum, SVDLoRA for comparison."
+        f"its median falls below {NEGLIGIBLE:g} of the best loss, towards rounding, or below the best loss itself, as "
+        "only full training can. Right: OPLoRA by the rank of its momentum, SVDLoRA for comparison."
     )

@@ -4,18 +4,20 @@ from itertools import pairwise
 
 import numpy as np
 
-from analysis.linear import RANK
-from analysis.methods import label
+from analysis.experiments.methods import label
+from analysis.experiments.records import Record
+from analysis.experiments.tables import Table, interval, short, words
+from analysis.studies.linear import RANK
+from lorsum.typing import Array
 from paper_figures.curves import median_interval, methods
-from paper_figures.tables import Table, interval, short, words
 
-__all__ = ["FLOOR", "below_from", "table"]
+__all__ = ["NEGLIGIBLE", "below_from", "table"]
 
-FLOOR = 1e-11  # of the best loss; rounding is at 1e-16
+NEGLIGIBLE = 1e-11  # of the best loss; rounding is at 1e-16
 _EPOCHS = (1, 5, 50)
 
 
-def table(records):
+def table(records: list[Record]) -> Table:
     full, mini = methods(records, task="full batch"), methods(records, task="mini-batch")
     rows = [_row(method) for method in full + mini]
     sentences = [*_of_full_batch(full), *_of_mini_batch(mini), *_of_momentum_rank(mini)]
@@ -56,10 +58,10 @@ def _of_full_batch(full):
         f"{_list(short(value) for value in first)}: it {'falls' if _falls(first) else 'does not always fall'} with K."
     )
     for rivals in (["lora sgd", "lora adamw"], ["preconditioned sgd", "preconditioned adamw"]):
-        yield "Full batch, at the end: " + _ahead(oplora, [m for m in full if m.config["method"] in rivals])
+        yield "Full batch, at the end: " + _comparison(oplora, [m for m in full if m.config["method"] in rivals])
 
 
-def _ahead(methods, rivals):
+def _comparison(methods, rivals):
     """Whether each method's final median excess is below each rival's, and where not."""
     exceptions = [
         f"{method.name} ({short(_excess(method))}) is not below {rival.name} ({short(_excess(rival))})"
@@ -74,7 +76,7 @@ def _ahead(methods, rivals):
 def _of_mini_batch(mini):
     svd = next(method for method in mini if method.config["method"] == "svdlora")
     oplora = [m for m in mini if m.config["method"] == "oplora" and "momentum_rank" not in m.config]
-    yield "Mini-batch, at the end: " + _ahead(oplora, [svd])
+    yield "Mini-batch, at the end: " + _comparison(oplora, [svd])
 
     epochs = svd.values("excess").shape[1] - 1
     for epoch in (epoch for epoch in (1, 5) if epoch < epochs):
@@ -110,15 +112,15 @@ def _of_momentum_rank(mini):
 
 def _of_full_training(compared):
     for method in compared:
-        epoch = below_from(np.median(method.values("excess"), axis=0), FLOOR * np.median(method.values("best")))
+        epoch = below_from(np.median(method.values("excess"), axis=0), NEGLIGIBLE * np.median(method.values("best")))
         if epoch is not None:
             task = method.config["task"].capitalize()
             yield f"{task}: {method.name} is below the best loss of rank {RANK} from epoch {epoch} on."
 
 
-def below_from(excess, floor):
+def below_from(excess: Array, negligible: float) -> int | None:
     """The epoch from which on the excess is negative, and not by rounding; None if it is not at the end."""
-    others = np.flatnonzero(~(excess < -floor))
+    others = np.flatnonzero(~(excess < -negligible))
     first = others[-1] + 1 if len(others) else 0
     return int(first) if first < len(excess) else None
 

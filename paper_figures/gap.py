@@ -2,12 +2,13 @@
 
 import numpy as np
 
-from analysis.methods import label
+from analysis.experiments.methods import label
+from analysis.experiments.records import Record
+from analysis.experiments.tables import Table, interval, short, words
 from paper_figures.curves import Curve, median_interval, methods
-from paper_figures.files import Product
-from paper_figures.protocol import stated
-from paper_figures.style import draw_curve, keys_of, sheet
-from paper_figures.tables import Table, interval, short, words
+from paper_figures.product import Product
+from paper_figures.sheet import draw_curve, keys_of, sheet
+from paper_figures.studies import stated
 
 __all__ = ["STUDIES", "make"]
 
@@ -16,10 +17,10 @@ _QUANTITIES = {"step_excess": "excess of the step", "step_missed": "share of the
 _COLUMNS = {"step_excess": "excess", "step_missed": "missed"}
 _ROUNDING = 1e-14  # of the best loss
 _CONVERGED = 1e-12  # of the best loss: from there a step has nowhere to go, and what it misses is rounding
-_FLOOR = 1e-6
+_LOWEST = 1e-6  # that is shown
 
 
-def make(records):
+def make(records: dict[str, list[Record]]) -> Product:
     """The figure from the records of the linear task and of MNIST."""
     panels = _panels(records)
     caption = _caption(records)
@@ -73,12 +74,12 @@ def _moving(method):
 
 
 def _draw(axis, curves):
-    """SVDLoRA's is at rounding: the others, down to a floor, set the limits."""
+    """SVDLoRA's is at rounding: the others, down to some value, set the limits."""
     medians = np.concatenate([curve.y.median for curve in curves if curve.method.config["method"] != "svdlora"])
-    floor = max(_FLOOR, 0.5 * medians.min())
+    lowest = max(_LOWEST, 0.5 * medians.min())
     for curve in curves:
-        draw_curve(axis, curve, floor=floor, band=False, **({"marker": "."} if len(curve.x) == 1 else {}))
-    axis.set(yscale="log", ylim=(floor, 2 * medians.max()))
+        draw_curve(axis, curve, lowest=lowest, band=False, **({"marker": "."} if len(curve.x) == 1 else {}))
+    axis.set(yscale="log", ylim=(lowest, 2 * medians.max()))
     if curves[0].method.config["study"] == "linear":
         axis.set(xscale="log")
         axis.xaxis.set_major_formatter("{x:g}")

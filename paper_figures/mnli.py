@@ -2,11 +2,12 @@
 
 import numpy as np
 
-from analysis.mnli import PAPER
+from analysis.experiments.records import Record
+from analysis.studies.mnli.study import PAPER
 from paper_figures import mnli_table
 from paper_figures.curves import BOOTSTRAP, Curve, median_interval, methods
-from paper_figures.files import Product
-from paper_figures.style import draw_curve, keys_of, sheet
+from paper_figures.product import Product
+from paper_figures.sheet import draw_curve, keys_of, sheet
 
 __all__ = ["STUDIES", "make"]
 
@@ -15,7 +16,7 @@ _WINDOW = 50  # steps that a point of the training loss is the mean of
 _CHANCE = {"color": "0.6", "linewidth": 0.8, "linestyle": (0, (2, 2))}
 
 
-def make(records):
+def make(records: dict[str, list[Record]]) -> Product:
     """The figure from MNLI's records."""
     records = records["mnli"]
     compared, caption = methods(records), _caption(records)

@@ -2,17 +2,17 @@
 
 import numpy as np
 
+from analysis.experiments.records import Record
+from analysis.experiments.tables import Cell, Table, mean_std, number, words
 from paper_figures.curves import methods
-from paper_figures.tables import Cell, Table, number, words
+from paper_figures.published import published
 
 __all__ = ["table"]
 
 _LAST_STEPS = 100
-# The learning rates that the paper's authors published for RoBERTa; the other methods' are not known
-_PUBLISHED = {"lora adamw": 2e-4, "preconditioned sgd": 2e-3, "projected oplora": 5e-3}
 
 
-def table(records):
+def table(records: list[Record]) -> Table:
     compared = {method.name: method for method in methods(records)}
     pairs = records[0]["config"]["evaluated_last"]
     rows = [_row(method, pairs) for method in compared.values()]
@@ -20,12 +20,17 @@ def table(records):
     return Table("MNLI: a pretrained transformer with adapters, after the last step", rows, sentences)
 
 
+def _papers_lr(method):
+    """What the paper's authors published for RoBERTa; the other methods' are not known."""
+    return published(method.config, "MNLI", "learning rate")
+
+
 def _row(method, pairs):
-    published = _PUBLISHED.get(method.config["method"])
+    papers = _papers_lr(method)
     return {
         "method": words(method.name),
         "η": number(method.config["lr"]),
-        "paper's η (RoBERTa)": Cell("", {"": ""}) if published is None else number(published),
+        "paper's η (RoBERTa)": Cell("", {"": ""}) if papers is None else number(papers.value),
         f"training loss, last {_LAST_STEPS} steps": number(method.values("loss")[:, -_LAST_STEPS:].mean(), 4),
         f"development loss ({pairs:,} pairs)": number(method.values("last_loss").mean(), 4),
         "accuracy, %": _accuracy(method, pairs),
@@ -37,8 +42,7 @@ def _row(method, pairs):
 def _accuracy(method, pairs):
     """Mean over the seeds, ± the standard error of as many draws of a pair."""
     mean = 100 * method.values("last_accuracy").mean()
-    error = _sampling_error(mean, pairs)
-    return Cell(f"{mean:.1f} ± {error:.1f}", {"mean": float(mean), "standard error": float(error)})
+    return mean_std(mean, _sampling_error(mean, pairs), 1, name="standard error")
 
 
 def _sampling_error(mean, pairs):
@@ -76,9 +80,9 @@ def _of_svdlora(compared):
 
 def _of_rates(compared):
     changed = [
-        f"{name} (η = {method.config['lr']:g} for {_PUBLISHED[method.config['method']]:g})"
+        f"{name} (η = {lr:g} for {papers.value:g})"
         for name, method in compared.items()
-        if method.config["lr"] != _PUBLISHED.get(method.config["method"], method.config["lr"])
+        if (papers := _papers_lr(method)) is not None and (lr := method.config["lr"]) != papers.value
     ]
     if not changed:
         return "Learning rates are the paper's for RoBERTa-base; where it has none, those of projected OPLoRA."

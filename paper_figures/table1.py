@@ -2,12 +2,14 @@
 
 import numpy as np
 
+from analysis.experiments.records import Record
+from analysis.experiments.style import appearance
 from paper_figures import table1_table
+from paper_figures.accuracy import average, extent, papers_average, stretch
 from paper_figures.curves import BOOTSTRAP, Curve, median_interval, methods
-from paper_figures.files import Product
-from paper_figures.mnist import extent, stretch
-from paper_figures.protocol import stated
-from paper_figures.style import appearance, draw_curve, keys_of, sheet
+from paper_figures.product import Product
+from paper_figures.sheet import draw_curve, keys_of, sheet
+from paper_figures.studies import stated
 
 __all__ = ["STUDIES", "make"]
 
@@ -17,7 +19,7 @@ _PAPER = {"color": "0.4", "marker": "D", "markersize": 4, "fillstyle": "none", "
 _APART = 0.17  # of the two marks in a row
 
 
-def make(records):
+def make(records: dict[str, list[Record]]) -> Product:
     """The figure from LeNet5's records."""
     records = records["lenet5"]
     compared, caption = methods(records), _caption(records)
@@ -43,12 +45,12 @@ def _compare(axis, compared):
     """The averages and the paper's, each with its standard deviation over the seeds."""
     means = []
     for y, method in enumerate(compared):
-        marks = [(table1_table.average(method), -_APART, _OURS | {"color": appearance(method.config)["color"]})]
-        if (paper := table1_table.published(method.config)) is not None:
+        marks = [(average(method), -_APART, _OURS | {"color": appearance(method.config)["color"]})]
+        if (paper := papers_average(method)) is not None:
             marks.append((paper, _APART, _PAPER))
-        for value, shift, look in marks:
-            means.append(value.mean)
-            axis.errorbar(value.mean, y + shift, xerr=np.nan_to_num(value.std), elinewidth=1, **look)
+        for (mean, std), shift, look in marks:
+            means.append(mean)
+            axis.errorbar(mean, y + shift, xerr=np.nan_to_num(std), elinewidth=1, **look)
     stretch(axis, min(means), max(means), "x")
     axis.set(title="test accuracy averaged over the epochs (%)", yticks=range(len(compared)))
     axis.set_yticklabels([table1_table.name(method) for method in compared])

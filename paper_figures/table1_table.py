@@ -4,37 +4,28 @@ import math
 
 import numpy as np
 
-from paper_figures import mnist_table
-from paper_figures.curves import methods
-from paper_figures.protocol import is_papers, stated
-from paper_figures.tables import Cell, Table, short, spread, words
+from analysis.experiments.records import Record
+from analysis.experiments.tables import Cell, Table, mean_std, short, words
+from paper_figures.accuracy import average, estimate, last, papers_average
+from paper_figures.curves import MethodRuns, methods
+from paper_figures.studies import is_papers, stated
 
-__all__ = ["average", "name", "in_column", "published", "table"]
+__all__ = ["name", "in_column", "table"]
 
 _BEYOND = 2  # combined standard deviations
 
 
-def published(config):
-    """The paper's value for a method; None for full training by AdamW, which its table leaves out."""
-    return None if config["method"] == "full adamw" else mnist_table.published(config)
-
-
-def name(method):
+def name(method: MethodRuns) -> str:
     """As in the legends; how A starts is told where it is not as in the column."""
     return method.name if in_column(method) else f"{method.name}, A uniform"
 
 
-def in_column(method):
+def in_column(method: MethodRuns) -> bool:
     """True for a method of the column; False for one more run of it, with A uniform at first."""
     return method.config["init"] != "uniform"
 
 
-def average(method):
-    """Mean and standard deviation over the seeds of the accuracy averaged over the epochs, in per cent."""
-    return _over_seeds(100 * method.values("accuracy").mean(axis=1))
-
-
-def table(records):
+def table(records: list[Record]) -> Table:
     compared = methods(records)
     sentences = [*_of_differences(compared, records), _of_order(compared), _of_time(compared)]
     title = "Table 1, MNIST: LeNet5's test accuracy (%) averaged over the epochs, mean ± standard deviation over seeds"
@@ -42,51 +33,42 @@ def table(records):
 
 
 def _row(method):
-    ours, paper = average(method), published(method.config)
+    ours, paper = average(method), papers_average(method)
     row = {
         "method": words(name(method)),
-        "average over epochs": _spread(ours),
-        "last epoch": _spread(_over_seeds(100 * method.values("accuracy")[:, -1])),
+        "average over epochs": mean_std(*ours),
+        "last epoch": mean_std(*estimate(last(method))),
     }
     if paper is not None:
-        row["paper's average"] = spread(*paper)
-        row["difference"] = Cell(f"{ours.mean - paper.mean:+.2f}", {"": ours.mean - paper.mean})
+        row["paper's average"] = mean_std(*paper)
+        row["difference"] = Cell(f"{ours.value - paper.value:+.2f}", {"": ours.value - paper.value})
         if not math.isnan(ours.std):
             row["in combined std"] = Cell(f"{_deviations(ours, paper):+.1f}", {"": _deviations(ours, paper)})
     return row
 
 
-def _spread(value):
-    """Without a standard deviation where there is one seed."""
-    return Cell(f"{value.mean:.2f}", {"": value.mean}) if math.isnan(value.std) else spread(*value)
-
-
-def _over_seeds(values):
-    return mnist_table.Published(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else math.nan)
-
-
 def _deviations(ours, paper):
     """The difference in units of √(s₁² + s₂²)."""
-    return (ours.mean - paper.mean) / math.hypot(ours.std, paper.std)
+    return (ours.value - paper.value) / math.hypot(ours.std, paper.std)
 
 
 def _of_differences(compared, records):
     if not is_papers(records):
         yield f"This is {stated(records)}: its averages are not the paper's, and no difference is judged."
         return
-    measured = {name(m): (average(m), published(m.config)) for m in compared if published(m.config) is not None}
+    measured = {name(m): (average(m), papers_average(m)) for m in compared if papers_average(m) is not None}
     beyond = {method: pair for method, pair in measured.items() if abs(_deviations(*pair)) > _BEYOND}
     for method, (ours, paper) in beyond.items():
         yield (
             f"{method} differs from the paper by more than two combined standard deviations √(s₁² + s₂²): "
-            f"{ours.mean:.2f} ± {ours.std:.2f} against {paper.mean:.2f} ± {paper.std:.2f}."
+            f"{ours.value:.2f} ± {ours.std:.2f} against {paper.value:.2f} ± {paper.std:.2f}."
         )
     rest = len(measured) - len(beyond)
     yield f"{rest} of {len(measured)} rows are within two combined standard deviations of the paper."
 
 
 def _of_order(compared):
-    averages = {name(method): average(method).mean for method in compared}
+    averages = {name(method): average(method).value for method in compared}
     adapters = {method: mean for method, mean in averages.items() if not method.startswith("full")}
     ranked = ", ".join(
         f"{method} {adapters[method]:.2f}" for method in sorted(adapters, key=adapters.get, reverse=True)

@@ -1,12 +1,16 @@
-"""The memory of a call: the peak beyond inputs and result, and that nothing m × n is ever allocated."""
+"""The memory of a call: what arrays, tensors and the process take at most, and what of it remains with the answer."""
 
 import ctypes
 import gc
 import tracemalloc
+from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Grown", "Peak", "grown_arrays", "peak_of"]
+from torch.profiler import ProfilerActivity, profile
+
+__all__ = ["Grown", "Peak", "grown_arrays", "grown_tensors", "peak_of"]
 
 
 class Grown(NamedTuple):
@@ -35,7 +39,7 @@ class Peak(NamedTuple):
     resident: int | None
 
 
-def peak_of(call):
+def peak_of(call: Callable) -> Peak:
     """The peak of a call, which is made twice before to warm it up."""
     for _ in range(2):
         call()
@@ -44,7 +48,7 @@ def peak_of(call):
     return Peak(peak - kept, peak, resident)
 
 
-def grown_arrays(call):
+def grown_arrays(call: Callable) -> Grown:
     """What Python and NumPy allocate in a call."""
     gc.collect()
     tracemalloc.start()
@@ -57,6 +61,19 @@ def grown_arrays(call):
     finally:
         tracemalloc.stop()
     return Grown(peak - before, after - before)
+
+
+def grown_tensors(call: Callable) -> Grown:
+    """What PyTorch allocates in a call.
+
+    Its profiler tells of every allocation and every release, of temporaries inside of operations too.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    *_, kept = held = list(accumulate((event.nbytes() for event in events), initial=0))
+    return Grown(max(held), kept)
 
 
 def _resident_peak(call):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import transformers
 
-from analysis.pairs import LABELS
+from analysis.studies.mnli.sentence_pairs import LABELS
 
 WORDS = [
     "[PAD]",

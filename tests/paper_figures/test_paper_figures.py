@@ -7,16 +7,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from analysis.records import record_path, run_study, write_record
 from matplotlib import rc_context
+from paper_figures.style import RC, appearance
+from paper_figures.tables import Cell, Table, interval, number, short, words
 
 from analysis import linear, mnist
-from analysis.records import record_path, run_study, write_record
 from paper_figures import __main__ as command
 from paper_figures import figure1, figure1_table, files, gap, mnist_table, protocol
 from paper_figures import mnist as mnist_figure
 from paper_figures.curves import median_interval, methods
-from paper_figures.style import RC, appearance
-from paper_figures.tables import Cell, Table, interval, number, short, words
 
 SOURCE = "made-up digits, 7 + 3 images"
 BEST = 1e5

@@ -11,7 +11,7 @@ import torch
 
 import lorsum.jax
 import lorsum.torch
-from analysis.linear import D_IN, D_OUT, RANK
+from analysis.studies.linear import D_IN, D_OUT, RANK
 from lorsum import LowRank, optim, truncated_svd
 
 EPOCHS = {"full batch": 6, "mini-batch": 4}

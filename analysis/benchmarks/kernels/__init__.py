@@ -1,0 +1,1 @@
+"""lorsum beside its competitors and the machine's roofline."""

@@ -1,0 +1,1 @@
+"""What studies and benchmarks share: command lines, records, timing, tables, files that are written whole."""

@@ -1,1 +1,0 @@
-"""What a training step costs, optimizer by optimizer: its time beside AdamW's, and memory; see ``__main__``."""

@@ -1,0 +1,45 @@
+import math
+
+import pytest
+
+from analysis.experiments.tables import Cell, Table, csv_text, duration, markdown, mean_std, plain, short, size, words
+
+TABLE = Table("T", [{"a": words("x"), "b": mean_std(98.5, 0.069)}, {"c": Cell("1.0", {"": 1.04})}], ["A sentence."])
+
+
+def test_markdown_is_aligned_and_leaves_cells_as_they_are_written():
+    text = markdown(["what", "K"], [["‖W|", "1e-3"], ["µs", 10.50]])
+    assert text == "| what   | K    |\n|--------|------|\n| ‖W\\|   | 1e-3 |\n| µs     | 10.5 |\n"
+    assert plain(["a"], [["0.10"]]) == "a\n----\n0.10\n"
+
+
+def test_csv_has_every_value_in_full_and_markdown_what_is_read():
+    assert csv_text(["x"], [[0.1], ["a,b"]]) == 'x\n0.1\n"a,b"\n'
+    assert TABLE.csv() == "a,b mean,b std,c\nx,98.5,0.069,\n,,,1.04\n"
+    page = TABLE.markdown("The caption.")
+    assert page.startswith("# T\n\n| a   | b            | c   |\n")
+    assert page.endswith("|\n\n- A sentence.\n\nThe caption.\n")
+    assert TABLE.plain().startswith("T\n\na    b")
+
+
+def test_mean_and_standard_deviation():
+    assert mean_std(98.5, 0.069) == Cell("98.50 ± 0.07", {"mean": 98.5, "std": 0.069})
+    assert mean_std(98.5).text == "98.50"
+    assert math.isnan(mean_std(98.5).values["std"])
+    assert mean_std(50, 0.31, 1, name="standard error") == Cell("50.0 ± 0.3", {"mean": 50.0, "standard error": 0.31})
+
+
+@pytest.mark.parametrize(
+    ("made", "text"),
+    [
+        (short(4660), "4,660"),
+        (short(1.23456e-7), "1.23e-07"),
+        (duration(1.5), "1.5 s"),
+        (duration(25e-6), "25 µs"),
+        (duration(3e-8), "0.03 µs"),
+        (size(2**21), "2 MiB"),
+        (size(1536), "1.5 KiB"),
+    ],
+)
+def test_numbers(made, text):
+    assert made == text
