@@ -23,7 +23,7 @@
 # $\rho$, and the excess $\|X - T\| / \|T_r - T\| - 1$ in the end by $\rho^2$. This notebook holds measurements against
 # that: where the prediction is right, where it is right and of no use, and what it leaves out.
 #
-# The measurements are those of `analysis/convergence.py`, with two seeds instead of five.
+# The measurements are those of `analysis/studies/convergence.py`, with two seeds instead of five.
 
 # %%
 import sys
@@ -37,8 +37,8 @@ if find_spec("analysis") is None:  # started in notebooks/, and not installed: t
 import matplotlib.pyplot as plt
 import numpy as np
 
-from analysis.convergence import SPECTRA, configurations, run, spectrum, table
-from analysis.records import read_records, run_study
+from analysis.experiments.records import read_records, run_study
+from analysis.studies.convergence import SPECTRA, configurations, run, spectrum, table
 from lorsum.theory import contraction_rate
 
 folder = TemporaryDirectory()  # name a real one to keep the records, and to run nothing twice

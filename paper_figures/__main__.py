@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     if options.list:
         for name, figure in FIGURES.items():
-            print(f"{name:8}  {figure.__doc__.strip()}")
+            print(f"{name:8}  {(figure.__doc__ or '').strip()}")
         return
     asked = options.only or [name for name in FIGURES if name not in ON_REQUEST]
     try:

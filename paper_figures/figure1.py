@@ -24,16 +24,16 @@ _RANK_KEYS = {f"{factor}r".removeprefix("1"): {"color": "0.3", "linestyle": _DAS
 
 def make(records: dict[str, list[Record]]) -> Product:
     """The figure from the linear task's records."""
-    records = records["linear"]
-    shown, caption = panels(records), _caption(records)
-    lowest = NEGLIGIBLE * np.median([record["results"]["best"] for record in records])
-    keys = keys_of(methods(records)) | {"momentum rank (right)": _RANK_KEYS}
+    runs = records["linear"]
+    shown, caption = panels(runs), _caption(runs)
+    lowest = NEGLIGIBLE * np.median([record["results"]["best"] for record in runs])
+    keys = keys_of(methods(runs)) | {"momentum rank (right)": _RANK_KEYS}
     figure, axes = sheet(1, (0.6, 0.6, 0.6), keys, caption, width=11, panel_height=3.1)
     for (title, curves), axis in zip(shown.items(), axes[0], strict=True):
         _draw(axis, title, curves, lowest)
     axes[0, 0].set_ylabel("excess loss")
     _magnify(axes[0, 2], shown[_BY_RANK])
-    return Product(figure, caption, figure1_table.table(records), list(chain(*shown.values())))
+    return Product(figure, caption, figure1_table.table(runs), list(chain(*shown.values())))
 
 
 def panels(records: list[Record]) -> dict[str, list[Curve]]:

@@ -20,8 +20,8 @@ _PAPER = {"color": "0.4", "marker": "D", "markersize": 4, "fillstyle": "none", "
 
 def make(records: dict[str, list[Record]]) -> Product:
     """The figure from MNIST's records."""
-    records = records["mnist"]
-    compared, caption = methods(records), _caption(records)
+    runs = records["mnist"]
+    compared, caption = methods(runs), _caption(runs)
     keys = keys_of(compared) | {"right panel": {"mean over the seeds (|)": _MEAN, "paper: LeNet5, 20 epochs": _PAPER}}
     figure, axes = sheet(1, (0.55, 0.6, 1.5), keys, caption, width=11, panel_height=2.9)
     accuracy = [_curve("test accuracy (%)", method, 100 * method.values("accuracy")) for method in compared]
@@ -31,7 +31,7 @@ def make(records: dict[str, list[Record]]) -> Product:
     stretch(axes[0, 0], *extent(accuracy))
     axes[0, 1].set_yscale("log")
     _compare(axes[0, 2], compared)
-    return Product(figure, caption, mnist_table.table(records), accuracy + loss)
+    return Product(figure, caption, mnist_table.table(runs), accuracy + loss)
 
 
 def _curve(quantity, method, values):
@@ -52,7 +52,8 @@ def _compare(axis, compared):
         color = appearance(method.config)["color"]
         axis.plot(values, np.full(len(values), y), "|", color=color, markersize=7)
         axis.plot(values.mean(), y, **(_MEAN | {"color": color}))
-        axis.plot(papers_average(method).value, y, **_PAPER)
+        if (papers := papers_average(method)) is not None:
+            axis.plot(papers.value, y, **_PAPER)
     axis.set(title="test accuracy averaged over the epochs (%)", yticks=range(len(compared)))
     axis.set_yticklabels([method.name for method in compared])
     axis.invert_yaxis()

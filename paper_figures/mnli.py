@@ -18,8 +18,8 @@ _CHANCE = {"color": "0.6", "linewidth": 0.8, "linestyle": (0, (2, 2))}
 
 def make(records: dict[str, list[Record]]) -> Product:
     """The figure from MNLI's records."""
-    records = records["mnli"]
-    compared, caption = methods(records), _caption(records)
+    runs = records["mnli"]
+    compared, caption = methods(runs), _caption(runs)
     panels = [
         [_training(method) for method in compared],
         [_evaluated("development loss", method, method.values("dev_loss")) for method in compared],
@@ -32,7 +32,7 @@ def make(records: dict[str, list[Record]]) -> Product:
         for curve in curves:
             draw_curve(axis, curve, marker=".")
         axis.set(title=curves[0].quantity, xlabel="step", xlim=(0, None))
-    return Product(figure, caption, mnli_table.table(records), [curve for curves in panels for curve in curves])
+    return Product(figure, caption, mnli_table.table(runs), [curve for curves in panels for curve in curves])
 
 
 def _training(method):

@@ -56,7 +56,7 @@ def _median(method, entry):
 
 def _of_best(compared, pairs):
     accuracy = {name: 100 * method.values("last_accuracy").mean() for name, method in compared.items()}
-    ranked = sorted(accuracy, key=accuracy.get, reverse=True)
+    ranked = sorted(accuracy, key=lambda name: accuracy[name], reverse=True)
     error = _sampling_error(accuracy[ranked[0]], pairs)
     order = ", ".join(f"{name} {accuracy[name]:.1f}%" for name in ranked)
     return (

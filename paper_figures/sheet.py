@@ -85,7 +85,7 @@ def draw_curve(axes: Axes, curve: Curve, *, lowest: float = 0.0, band: bool = Tr
     axes.plot(curve.x, shown[0], **look)
     if band:
         axes.fill_between(curve.x, *shown[1:], color=look["color"], alpha=0.13, linewidth=0)
-    left = np.flatnonzero(curve.y.median <= lowest) if lowest else []
-    if len(left):
+    left = np.flatnonzero(curve.y.median <= lowest)
+    if lowest and len(left):
         axes.plot(curve.x[left[0]], 0, "v", transform=axes.get_xaxis_transform(), clip_on=False,
                   color=look["color"], markersize=5, zorder=5)  # fmt: skip

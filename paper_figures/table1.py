@@ -21,8 +21,8 @@ _APART = 0.17  # of the two marks in a row
 
 def make(records: dict[str, list[Record]]) -> Product:
     """The figure from LeNet5's records."""
-    records = records["lenet5"]
-    compared, caption = methods(records), _caption(records)
+    runs = records["lenet5"]
+    compared, caption = methods(runs), _caption(runs)
     keys = keys_of(compared) | {"right panel": {"ours: mean ± std": _OURS, "paper: mean ± std": _PAPER}}
     figure, axes = sheet(1, (0.55, 2.15), keys, caption, width=12, panel_height=3.1)
     curves = [_curve(method) for method in compared if table1_table.in_column(method)]
@@ -32,7 +32,7 @@ def make(records: dict[str, list[Record]]) -> Product:
     axes[0, 0].xaxis.get_major_locator().set_params(integer=True)
     stretch(axes[0, 0], *extent(curves))
     _compare(axes[0, 1], compared)
-    return Product(figure, caption, table1_table.table(records), curves)
+    return Product(figure, caption, table1_table.table(runs), curves)
 
 
 def _curve(method):

@@ -56,7 +56,8 @@ def _of_differences(compared, records):
     if not is_papers(records):
         yield f"This is {stated(records)}: its averages are not the paper's, and no difference is judged."
         return
-    measured = {name(m): (average(m), papers_average(m)) for m in compared if papers_average(m) is not None}
+    papers = ((method, papers_average(method)) for method in compared)
+    measured = {name(method): (average(method), value) for method, value in papers if value is not None}
     beyond = {method: pair for method, pair in measured.items() if abs(_deviations(*pair)) > _BEYOND}
     for method, (ours, paper) in beyond.items():
         yield (
@@ -70,9 +71,8 @@ def _of_differences(compared, records):
 def _of_order(compared):
     averages = {name(method): average(method).value for method in compared}
     adapters = {method: mean for method, mean in averages.items() if not method.startswith("full")}
-    ranked = ", ".join(
-        f"{method} {adapters[method]:.2f}" for method in sorted(adapters, key=adapters.get, reverse=True)
-    )
+    best_first = sorted(adapters, key=lambda method: adapters[method], reverse=True)
+    ranked = ", ".join(f"{method} {adapters[method]:.2f}" for method in best_first)
     return f"From the best to the worst, full training ({averages['full']:.2f}) apart: {ranked}."
 
 

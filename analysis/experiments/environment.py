@@ -53,7 +53,7 @@ def environment() -> dict[str, Any]:
 def _versions():
     names = ["lorsum", "numpy", "scipy", "numba"]
     names += [name for name in ("matplotlib", "torch", "transformers", "peft", "jax") if name in sys.modules]
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in names:
         try:
             versions[name] = importlib.metadata.version(name)

@@ -7,16 +7,18 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Generator, Hashable
+from collections.abc import Callable, Generator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait
+from typing import TypeVar
 
 from analysis.experiments.timing import threads
 
 __all__ = ["available_cpus", "check_importable", "outcomes"]
 
+Key = TypeVar("Key")
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -28,8 +30,8 @@ _THREAD_VARIABLES = (
 
 
 def outcomes(
-    function: Callable, tasks: dict[Hashable, tuple], workers: int
-) -> Generator[tuple[Hashable, str | None], None, None]:
+    function: Callable, tasks: dict[Key, tuple], workers: int
+) -> Generator[tuple[Key, str | None], None, None]:
     """Call a function for each task, and tell of each as it finishes.
 
     Parameters

@@ -18,7 +18,7 @@ STUDIES = [
     Study(
         "linear",
         "Figure 1: how close do K iterations come to SVDLoRA on a linear task, and to the best loss of rank 8?",
-        "4 minutes",
+        "2 minutes",
         "analysis.studies.linear",
     ),
     Study(

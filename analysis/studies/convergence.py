@@ -64,7 +64,7 @@ def configurations(*, seeds: int = 5, iters: int = 40, tasks: Sequence[str] | No
     """
     base, average = {"rank": RANK, "iters": iters}, {"momentum": 0.9, "steps": 40, "batch": 64}
     slow = {**base, "spectrum": "1/i"}
-    parts = {
+    parts: dict[str, list[dict]] = {
         "cold start": [{**base, "spectrum": name} for name in SPECTRA],
         "warm start": [{**base, "spectrum": name, "eta": eta} for name in SPECTRA for eta in STEPS],
         "proximal term": [{**slow, "eta": 0.1, "reg": reg} for reg in WEIGHTS],
@@ -152,7 +152,7 @@ def spectrum(name: str, rank: int = RANK) -> Array:
     }[name]
 
 
-def measured_rate(values: Sequence[float], *, rounding: float, asymptotic: float) -> float:
+def measured_rate(values: Sequence[float] | Array, *, rounding: float, asymptotic: float) -> float:
     """The factor an iteration by which a sequence falls in the end.
 
     Parameters
@@ -192,7 +192,7 @@ def rates(records: Sequence[Record]) -> list[dict]:
         logarithm of their rates over that of ``predicted`` and of ``predicted`` ** 2: 1 is as predicted, 2 would take
         half the iterations. Medians over the seeds; nan where none shows a rate.
     """
-    groups = {}
+    groups: dict[tuple, list[tuple]] = {}
     for record in records:
         config, results = record["config"], record["results"]
         if "angle_rate" in results:

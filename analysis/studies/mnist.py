@@ -16,14 +16,16 @@ from analysis.experiments.images import standardised
 from analysis.experiments.methods import Config, configuration, method_of, rule_of
 from analysis.experiments.records import Record, run_study
 from analysis.experiments.sizes import Size
-from analysis.experiments.step_gap import step_gap
-from lorsum import datasets, nn, optim
+from analysis.experiments.step_gap import StepGap, step_gap
+from lorsum import LowRank, datasets, nn, optim
+from lorsum.typing import Array
 
 __all__ = ["PAPER", "REDUCED", "command", "configurations", "main", "run"]
 
 PAPER, REDUCED = Size(seeds=3, epochs=20), Size(seeds=2, epochs=3)
 SIZES, RANK, BATCH = (784, 300, 100, 10), 8, 64
 GAPS_AN_EPOCH = 3
+_MEASURED = ("loss", "accuracy", "seconds", "gap_step", "step_excess", "step_missed")
 # The learning rates are the paper's for LeNet5
 METHODS = [
     configuration("svdlora", lr=0.01, momentum=0.9),  # by far the slowest, so that others run beside it
@@ -63,7 +65,8 @@ def run(config: Config) -> dict:
     training = _Training(config)
     steps = len(images) // BATCH
     gap_steps = {round(steps * (i + 0.5) / GAPS_AN_EPOCH) for i in range(GAPS_AN_EPOCH)}
-    results = {"loss": [], "accuracy": [], "seconds": [], "gap_step": [], "step_excess": [], "step_missed": []}
+    results: dict[str, list] = {name: [] for name in _MEASURED}
+
     for epoch in range(config["epochs"]):
         order, losses, seconds = shuffle.permutation(len(images)), [], 0.0
         for step in range(steps):
@@ -92,28 +95,29 @@ class _Training:
         lr, alpha = config["lr"], config.get("momentum", 0.0)
         self.bias_rule = optim.SGD(lr=lr, momentum=alpha) if method_of(config).beside == "sgd" else optim.AdamW(lr=lr)
         self.layers = nn.mlp(SIZES, rank=RANK, rng=rng)
-        self.states = [(self.rule.init(W, rng=rng), self.bias_rule.init(b)) for _, W, b in self.layers]
-        self.alpha, self.M, self.before = alpha, 0.0, None
+        self.states = tuple((self.rule.init(W, rng=rng), self.bias_rule.init(b)) for _, W, b in self.layers)
+        self.alpha, self.M, self.before = alpha, 0.0, self.layers[0].adapter
 
-    def step(self, X, labels):
+    def step(self, X: Array, labels: Array) -> tuple[float, LowRank]:
         """One step; the loss before it, and the gradient of the first layer."""
         logits, inputs = nn.forward(self.layers, X)
         loss, S = nn.cross_entropy(logits, labels)
         gradients = nn.gradients(nn.backward(self.layers, inputs, S))
         self.before = self.layers[0].adapter
         updated = [
-            self._updated(layer, *gradient, *state)
+            self._updated(layer, gradient, state)
             for layer, gradient, state in zip(self.layers, gradients, self.states, strict=True)
         ]
         self.layers, self.states = map(tuple, zip(*updated, strict=True))
         return loss, gradients[0][0]
 
-    def _updated(self, layer, G, g, state, bias_state):
+    def _updated(self, layer, gradient, states):
+        (G, g), (state, bias_state) = gradient, states
         adapter, state = self.rule.step(layer.adapter, G, state)
         bias, bias_state = self.bias_rule.step(layer.bias, g, bias_state)
         return layer._replace(adapter=adapter, bias=bias), (state, bias_state)
 
-    def gap(self, G, *, measure):
+    def gap(self, G: LowRank, *, measure: bool) -> StepGap | None:
         """Add G to the exact momentum; if asked to, where the step just made has landed."""
         if self.config["method"] == "full":
             return None

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -138,19 +137,21 @@ def compiled(training: Training, trained: Trained, learned: Sequence[jax.Array],
     return epoch.lower(trained, *learned, order).compile()
 
 
-def _resumed(path: Path | None, trained):
+def _resumed(path, trained):
     """Parameters and state, and the results, as they were when a checkpoint was saved."""
     if path is None or not path.exists():
         return trained, {"loss": [], "accuracy": [], "seconds": []}
-    structure = jax.tree.structure(trained)
+    leaves, structure = jax.tree.flatten(trained)
     with np.load(path) as saved:
-        leaves = [jnp.array(saved[f"leaf {number}"]) for number in range(structure.num_leaves)]
+        leaves = [jnp.array(saved[f"leaf {number}"]) for number in range(len(leaves))]
         return jax.tree.unflatten(structure, leaves), json.loads(str(saved["results"]))
 
 
-def _save(path: Path | None, trained, results):
+def _save(path, trained, results):
     if path is not None:
-        leaves = {f"leaf {number}": np.asarray(leaf) for number, leaf in enumerate(jax.tree.leaves(trained))}
+        leaves: dict[str, Any] = {
+            f"leaf {number}": np.asarray(leaf) for number, leaf in enumerate(jax.tree.leaves(trained))
+        }
         with replacing(path) as file:
             np.savez(file, results=json.dumps(results), **leaves)
 

@@ -2,7 +2,6 @@
 
 import time
 from os import PathLike
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -85,7 +84,7 @@ def _accuracy(model, images, labels):
     return sum((model(x).argmax(dim=1) == y).sum().item() for x, y in parts) / len(labels)
 
 
-def _resumed(path: Path | None, model, optimizer):
+def _resumed(path, model, optimizer):
     """The results so far, and the model and the optimizer as they were then."""
     if path is None or not path.exists():
         return {"loss": [], "accuracy": [], "seconds": []}
@@ -95,7 +94,7 @@ def _resumed(path: Path | None, model, optimizer):
     return saved["results"]
 
 
-def _save(path: Path | None, model, optimizer, results):
+def _save(path, model, optimizer, results):
     if path is not None:
         with replacing(path) as file:
             torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "results": results}, file)

@@ -66,8 +66,8 @@ def _linear(layer):
     if base is layer:
         return made
     A, B = _array(layer.lora_A.weight), _array(layer.lora_B.weight)
-    made = lorsum.jax.LoRALinear(made, len(A), key=key)
-    return eqx.tree_at(lambda x: (x.W.U, x.W.V), made, (B, A.T))
+    adapted = lorsum.jax.LoRALinear(made, len(A), key=key)
+    return eqx.tree_at(lambda x: (x.W.U, x.W.V), adapted, (B, A.T))
 
 
 def _array(p):

@@ -56,10 +56,12 @@ def configurations(
 def run(config: Config, *, checkpoints: str | PathLike | None = None) -> dict:
     """Train on one configuration, in its framework, the only one that is imported: see its ``run``."""
     if config.get("framework") == "jax":
-        from analysis.studies.lenet5 import in_jax as framework
-    else:
-        from analysis.studies.lenet5 import in_torch as framework
-    return framework.run(config, checkpoints=checkpoints)
+        from analysis.studies.lenet5 import in_jax
+
+        return in_jax.run(config, checkpoints=checkpoints)
+    from analysis.studies.lenet5 import in_torch
+
+    return in_torch.run(config, checkpoints=checkpoints)
 
 
 def main(

@@ -105,7 +105,7 @@ class Training:
         self.optimizer = _optimizer(self.model, config)
         self.schedule = get_linear_schedule_with_warmup(self.optimizer, 0, config["steps"])
         self.collate = DataCollatorWithPadding(tokenizer(config["model"]))
-        self.results = {key: [] for key in _MEASURED}
+        self.results: dict[str, list] = {key: [] for key in _MEASURED}
 
     @property
     def done(self) -> int:
@@ -157,8 +157,8 @@ class Training:
     def evaluate(self, count: int) -> tuple[float, float]:
         """Mean loss and accuracy on so many pairs of the development set, always the same ones."""
         split = self.data.dev
-        numbers = np.random.default_rng(0).permutation(len(split.labels))[:count]
-        numbers = sorted(numbers, key=lambda i: len(split.encoded[i]["input_ids"]))  # little padding
+        chosen = np.random.default_rng(0).permutation(len(split.labels))[:count]
+        numbers = sorted(chosen, key=lambda i: len(split.encoded[i]["input_ids"]))  # little padding
         self.model.eval()
         loss, right = 0.0, 0
         for first in range(0, len(numbers), _EVALUATED):

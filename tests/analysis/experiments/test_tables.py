@@ -1,8 +1,24 @@
+import csv
 import math
+import re
+from typing import NamedTuple
 
 import pytest
 
-from analysis.experiments.tables import Cell, Table, csv_text, duration, markdown, mean_std, plain, short, size, words
+from analysis.experiments.tables import (
+    Cell,
+    Table,
+    csv_text,
+    duration,
+    interval,
+    markdown,
+    mean_std,
+    number,
+    plain,
+    short,
+    size,
+    words,
+)
 
 TABLE = Table("T", [{"a": words("x"), "b": mean_std(98.5, 0.069)}, {"c": Cell("1.0", {"": 1.04})}], ["A sentence."])
 
@@ -43,3 +59,40 @@ def test_mean_and_standard_deviation():
 )
 def test_numbers(made, text):
     assert made == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (4658.3, "4,660"),
+        (1.0876e5, "109,000"),
+        (-0.00000123, "-1.23e-06"),
+        (57.11, "57.1"),
+        (0, "0"),
+        (math.nan, "nan"),
+    ],
+)
+def test_short_numbers(value, text):
+    assert short(value) == text
+
+
+class Interval(NamedTuple):
+    median: float
+    low: float
+    high: float
+
+
+def test_tables_keep_every_digit_in_csv_and_are_readable_in_markdown():
+    rows = [
+        {"method": words("a, b"), "excess": interval(Interval(2 / 3, 1 / 3, 1.0))},
+        {"method": words("c"), "time": number(1 / 7)},
+    ]
+    table = Table("Title", rows, ["A sentence."])
+    parsed = list(csv.DictReader(table.csv().splitlines()))
+    assert [float(parsed[0][f"excess {name}"]) for name in ("median", "low", "high")] == [2 / 3, 1 / 3, 1.0]
+    assert (parsed[0]["method"], parsed[0]["time"], float(parsed[1]["time"])) == ("a, b", "", 1 / 7)
+    lines = [re.sub(" +", " ", line) for line in table.markdown("The caption.").splitlines()]
+    assert lines[0] == "# Title"
+    assert "| a, b | 0.667 [0.333, 1] | |" in lines
+    assert "- A sentence." in lines and "The caption." in lines
+    assert Cell("c", {"": "c"}) == words("c")
