@@ -1,30 +1,40 @@
 """Two runs of the benchmark compared, such as those of two commits: which call became slower, and where."""
 
-from analysis.benchmarks.kernels.competitors import LISTING, parsed
+import numpy as np
+
+from analysis.benchmarks.kernels.competitors import LISTING
 from analysis.benchmarks.kernels.configurations import name_of
 from analysis.benchmarks.kernels.targets import geometric_mean
 from analysis.experiments.tables import markdown
-from analysis.experiments.timing import ratio
 
 __all__ = ["changes", "comparison"]
+
+UNIT = f"{LISTING} K=1"
 
 
 def changes(before: list[dict], after: list[dict]) -> dict[str, dict[str, float]]:
     """Name of a call → case → its time after over its time before, in all cases that both runs have.
 
-    Both times are in units of Listing 1's in the same rounds, so that a machine that became slower changes nothing.
+    Times are those of the fastest round, which other work on the machine disturbs least, in units of Listing 1's in the
+    same run, so that another machine changes little.
     """
-    earlier = {name_of(record["config"]): record["results"].get("seconds", {}) for record in before}
-    found: dict[str, dict[str, float]] = {}
-    for record in after:
-        case = name_of(record["config"])
-        now, then = record["results"].get("seconds", {}), earlier.get(case, {})
-        for name in now.keys() & then.keys():
-            unit = f"{LISTING} K={parsed(name)[1]}"
-            unit = unit if unit in now and unit in then else f"{LISTING} K=1"
-            if not name.startswith(LISTING) and unit in now and unit in then:
-                found.setdefault(name, {})[case] = ratio(now[name], now[unit]) / ratio(then[name], then[unit])
+    earlier, found = _fastest(before), {}
+    for case, now in _fastest(after).items():
+        then = earlier.get(case, {})
+        for name in now:
+            if name != UNIT and name in then:
+                found.setdefault(name, {})[case] = now[name] / then[name]
     return found
+
+
+def _fastest(records):
+    """Case → name of a call → time in units of Listing 1's."""
+    timed = {name_of(record["config"]): record["results"].get("seconds", {}) for record in records}
+    return {
+        case: {name: np.nanmin(rounds) / np.nanmin(seconds[UNIT]) for name, rounds in seconds.items()}
+        for case, seconds in timed.items()
+        if UNIT in seconds
+    }
 
 
 def comparison(before: list[dict], after: list[dict]) -> str:

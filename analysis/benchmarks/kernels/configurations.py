@@ -73,12 +73,8 @@ def _iterations(shapes, iterations):
 
 
 def _batch(shape=(768, 768), adapters=48, gradients=(16, 64), dtypes=("float32", "float64")):
-    return [
-        _case(shape, 8, R, dtype, threads, adapters=adapters)
-        for R in gradients
-        for dtype in dtypes
-        for threads in (1, 2)
-    ]
+    cases = product(gradients, dtypes, (1, 2))
+    return [_case(shape, 8, R, dtype, threads, adapters=adapters) for R, dtype, threads in cases]
 
 
 def _memory(shapes=((84, 120), (768, 3072), (4096, 4096), (4096, 11008)), gradients=(16, 64)):
