@@ -27,27 +27,11 @@ def replayed(
     probes: Sequence[Array | None],
     summed: Collection[int],
 ) -> tuple[list[Array], list[Array | None], list[Array | None]]:
-    """The results of a program, and X of each product.
+    """The results of a program, a probe beside each of them or None, and X of each product.
 
-    Parameters
-    ----------
-    program : TracedProgram
-    inputs : list of array
-        Of the program.
-    stack_probes : list
-        Beside an input that is U of a stack of adapters, a probe for SᵀX of all of them; else None.
-    probes : list of array
-        One for each product, None for those with adapters that were selected out of a stack.
-    summed : collection of int
-        Adapters of which the probes are for SᵀX.
-
-    Returns
-    -------
-    results : list of array
-    stack_probes : list
-        Beside each result.
-    Xs : list
-        One for each product, None where the probe is for SᵀX.
+    ``stack_probes`` has beside an input that is U of a stack of adapters a probe for SᵀX of all of them, else None;
+    ``probes`` one for each product, or None with adapters that were selected out of a stack. Of the adapters ``summed``
+    probes are for SᵀX, and X is None.
     """
     jaxpr = program.jaxpr
     known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*program.consts, *inputs], strict=True))

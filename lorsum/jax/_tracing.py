@@ -149,21 +149,7 @@ class InnerPrograms(NamedTuple):
 
 
 def find_products(program: Any, origins: Sequence[Origin], numbers: ValueNumbers | None = None) -> TracedProgram:
-    """A program with the products that are in it.
-
-    Parameters
-    ----------
-    program : ClosedJaxpr or Jaxpr
-    origins : list
-        What each of its inputs has of adapters.
-    numbers : ValueNumbers, optional
-        Of its variables.
-
-    Returns
-    -------
-    TracedProgram
-
-    """
+    """A jaxpr with the products that are in it, from what each of its inputs has of adapters."""
     program = _closed(program)
     traced = TracedProgram(program.jaxpr, program.consts)
     known = dict(zip(program.jaxpr.invars, origins, strict=True))

@@ -23,6 +23,7 @@ to the probe is that sum, and the gradient a matrix.
 from collections.abc import Callable, Collection
 from typing import Any, Literal, TypeAlias, get_args
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
@@ -115,13 +116,16 @@ def value_and_grad(
     register_with_flax()  # it may have been imported since
 
     def value_and_gradient(params: PyTree, *args: Any, **kwargs: Any) -> tuple[Any, PyTree]:
-        parts, aux = _Parts(params), _Aux()
+        parts, static = _Parts(params), None
 
-        def of_parts(adapters: dict[int, LowRank], others: dict[int, Any]) -> tuple[Any, list[Any]]:
-            result = _checked_result(loss(parts.whole(adapters | others), *args, **kwargs), has_aux)
-            return (result[0], aux.arrays_of(result[1])) if has_aux else (result, [])
+        def of_parts(adapters: dict[int, LowRank], others: dict[int, Any]) -> tuple[Any, PyTree]:
+            nonlocal static  # what no program can give, such as a name or a function
+            value, aux = _checked_result(loss(parts.whole(adapters | others), *args, **kwargs), has_aux)
+            arrays, static = eqx.partition(aux, lambda leaf: isinstance(leaf, jax.core.Tracer))
+            return value, arrays
 
-        program = find_products(jax.make_jaxpr(of_parts)(parts.adapters, parts.others), parts.origins)
+        jaxpr, (_, results) = jax.make_jaxpr(of_parts, return_shape=True)(parts.adapters, parts.others)
+        program = find_products(jaxpr, parts.origins)
         parts.check(program)
         summed = parts.summed(program, gradient)
 
@@ -136,7 +140,8 @@ def value_and_grad(
         differentiated = jax.value_and_grad(with_probes, argnums=(0, 1, 2), has_aux=True)
         (value, (arrays, Xs)), (gradients, of_stacks, of_products) = differentiated(parts.others, *zeros)
         gradients = parts.whole(gradients | collected(program, of_stacks, of_products, Xs))
-        return ((value, aux.whole(arrays)) if has_aux else value), gradients
+        aux = eqx.combine(jax.tree.unflatten(jax.tree.structure(results), arrays), static)
+        return ((value, aux) if has_aux else value), gradients
 
     return value_and_gradient
 
@@ -165,23 +170,6 @@ def grad(loss: Callable[..., Any], has_aux: bool = False, *, gradient: Form = "a
         return (gradients, value[1]) if has_aux else gradients
 
     return gradient_of
-
-
-class _Aux:
-    """What a loss gives beside its value: the arrays in it that the program computes, and all else as it is."""
-
-    def arrays_of(self, aux: Any) -> list[Array]:
-        """Its traced leaves; what is no array, such as a name or a function, no program can give."""
-        self.leaves, self.structure = jax.tree.flatten(aux)
-        self.traced = [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, jax.core.Tracer)]
-        return [self.leaves[i] for i in self.traced]
-
-    def whole(self, arrays: list[Array]) -> Any:
-        """It again, with the arrays of a run."""
-        leaves = list(self.leaves)
-        for i, array in zip(self.traced, arrays, strict=True):
-            leaves[i] = array
-        return jax.tree.unflatten(self.structure, leaves)
 
 
 class _Parts:
@@ -269,14 +257,14 @@ def _has_axes(product: Product) -> bool:
     return str(plain) != str(product.y.strip_weak_type())  # float32[3] is not float32[3@data], nor float32[3]{V:data}
 
 
-def _checked_result(result: Any, has_aux: bool) -> Any:
-    """What a loss gives, where it is what it should be."""
+def _checked_result(result: Any, has_aux: bool) -> tuple[Any, Any]:
+    """The value that a loss gives, and what else; an error where they are not what they should be."""
     if has_aux and not (isinstance(result, tuple) and len(result) == 2):
         raise TypeError(f"`loss` gives a {type(result).__name__}; with `has_aux` a pair (value, aux) is needed.")
-    value = result[0] if has_aux else result
+    value, aux = result if has_aux else (result, None)
     if not hasattr(value, "shape") and not isinstance(value, (int, float, complex)):
         raise TypeError(f"`loss` gives a {type(value).__name__}; a number is needed.")
-    return result
+    return value, aux
 
 
 def _checked(name: str, leaf: Any) -> Any:

@@ -165,10 +165,6 @@ def projected_oplora(lr: float | Schedule, *, rng: RNG = 0, **options: Any) -> o
     ----------
     lr, momentum, iters, reg, first, simultaneous, method, weight_decay, maximize, rng
         As for :func:`oplora` and :class:`lorsum.optim.ProjectedOPLoRA`.
-
-    Returns
-    -------
-    optax.GradientTransformation
     """
     return _of_rule(optim.ProjectedOPLoRA, rng, lr=lr, **options)
 
@@ -185,10 +181,6 @@ def scaled_oplora(
         As for :func:`oplora`.
     scale : KFAC, Shampoo or DiagonalScale
         Of :mod:`lorsum.optim`. K-FAC needs gradients that are pairs, ``value_and_grad(…, gradient="pairs")``.
-
-    Returns
-    -------
-    optax.GradientTransformation
     """
     return _of_rule(optim.ScaledOPLoRA, rng, lr=lr, scale=scale, **options)
 
@@ -201,11 +193,6 @@ def preconditioned_sgd(lr: float | Schedule, **options: Any) -> optax.GradientTr
     ----------
     lr, momentum, weight_decay, maximize, reg
         As for :class:`lorsum.optim.PreconditionedSGD`.
-
-    Returns
-    -------
-    optax.GradientTransformation
-        See :func:`transformation`.
     """
     return _of_rule(optim.PreconditionedSGD, lr=lr, **options)
 
@@ -218,11 +205,6 @@ def preconditioned_adamw(lr: float | Schedule, **options: Any) -> optax.Gradient
     ----------
     lr, betas, eps, weight_decay, maximize, reg
         As for :class:`lorsum.optim.PreconditionedAdamW`.
-
-    Returns
-    -------
-    optax.GradientTransformation
-        See :func:`transformation`.
     """
     return _of_rule(optim.PreconditionedAdamW, lr=lr, **options)
 
@@ -234,12 +216,7 @@ def svdlora(lr: float | Schedule, **options: Any) -> optax.GradientTransformatio
     Parameters
     ----------
     lr, momentum, weight_decay, maximize
-        As for :class:`lorsum.optim.SVDLoRA`.
-
-    Returns
-    -------
-    optax.GradientTransformation
-        See :func:`transformation`. With momentum its state has a matrix of each layer's size.
+        As for :class:`lorsum.optim.SVDLoRA`. With momentum the state has a matrix of each layer's size.
     """
     return _of_rule(optim.SVDLoRA, lr=lr, **options)
 

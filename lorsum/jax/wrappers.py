@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from lorsum._arrays import computing_dtype
-from lorsum.jax._pytrees import Pair, PyTree, flat_gradients, is_low_rank
-from lorsum.lowrank import LowRank
+from lorsum.jax._pytrees import PyTree, flat_gradients, is_low_rank
 from lorsum.typing import Array
 
 __all__ = ["apply_if_finite", "clip_by_global_norm", "global_norm", "labels", "multi_steps", "set_to_zero"]
@@ -320,28 +319,17 @@ def _either(condition: Any, one: Callable[[], Any], other: Callable[[], Any]) ->
 
 
 def _all_finite(tree: PyTree) -> Array:
-    return jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(_without_pairs(tree))]).all()
+    return jnp.array([jnp.isfinite(x).all() for x in filter(_is_numeric, jax.tree.leaves(tree))]).all()
 
 
 def _or_zero(kept: Array, tree: PyTree) -> PyTree:
     """The same where it is to be kept, else zero."""
-
-    def of_array(x: Array) -> Array:
-        return jnp.where(kept, x, jnp.zeros_like(x))
-
-    def of_leaf(x: Any) -> Any:
-        return Pair._of(of_array(x.U), of_array(x.V)) if isinstance(x, Pair) else of_array(x)
-
-    return jax.tree.map(of_leaf, tree, is_leaf=_is_pair)
+    return jax.tree.map(lambda x: jnp.where(kept, x, jnp.zeros_like(x)) if _is_numeric(x) else x, tree)
 
 
-def _without_pairs(tree: PyTree) -> PyTree:
-    """The same with an adapter's node in place of each pair, of the same arrays."""
-    return jax.tree.map(lambda x: LowRank._of(*x) if _is_pair(x) else x, tree, is_leaf=_is_pair)
-
-
-def _is_pair(x: Any) -> bool:
-    return isinstance(x, Pair)
+def _is_numeric(x: Array) -> bool:
+    """False for a random key, such as each pair has one beside its numbers."""
+    return not jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
 
 
 def _norm(G: Any) -> Array:

@@ -12,7 +12,7 @@ Schedule: TypeAlias = Callable[[Any], Scalar]
 
 
 class State(Protocol):
-    """What a rule remembers of one parameter: a named tuple of arrays, numbers, LowRanks, None and tuples of these."""
+    """What a rule remembers of a parameter: a named tuple of ``count``, arrays, LowRanks, None and tuples."""
 
     @property
     def count(self) -> Any:
