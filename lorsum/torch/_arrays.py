@@ -56,7 +56,7 @@ class ParameterArray:
             self.p.copy_(_to_tensor(values).reshape(self.p.shape))
 
 
-def _memory_of(p: Tensor) -> tuple:
+def _memory_of(p: Tensor) -> tuple[Any, ...]:
     return p.data_ptr(), p.shape, p.stride()
 
 

@@ -63,7 +63,7 @@ class Capture:
     ):
         self.adapter, self.form, self.process_group = adapter, form, process_group
         self.gradient, self.checked, self.called = Gradient(adapter.shape, form), True, False
-        self._on_change: Callable = on_change or (lambda: None)
+        self._on_change: Callable[[], None] = on_change or (lambda: None)
         self._staged: dict[int, Gradient] = {}  # by backward pass: what has arrived, but is not yet in B.grad
         self._forget()
         self._pairs = [PairHooks(site, self) for site in adapter.sites]
@@ -93,10 +93,11 @@ class Capture:
             self._before_accumulation()
             self._staged[task] = Gradient(self.adapter.shape, self.form)
             if task >= 0:  # A pass that adds nothing to B.grad, as one for the inputs alone, leaves nothing
-                torch.autograd.Variable._execution_engine.queue_callback(
-                    functools.partial(self._staged.pop, task, None)
-                )
+                torch.autograd.Variable._execution_engine.queue_callback(functools.partial(self._unstage, task))
         self._staged[task].add(view, S, X, self.checked or processes(self.process_group) > 1)
+
+    def _unstage(self, task: int) -> None:
+        self._staged.pop(task, None)
 
     def clear(self) -> None:
         """Forget the gradient, as ``zero_grad`` does."""
@@ -188,8 +189,10 @@ class Capture:
         self._passes = {"A": 0, "B": 0}  # backward passes that have added to A.grad, and to B.grad
         self._fault: str | None = None  # why A.grad and B.grad have no common factor
         self._hooked = False  # others have hooks on A or B, which may change what is added to .grad
-        self._versions: tuple | None = ()  # of A and B in the first backward pass; None if others had other weights
-        self._weights: tuple | None = None  # B and A in it, where the step compares with autograd
+        self._versions: (
+            tuple[int, ...] | None
+        ) = ()  # of A and B in the first backward pass; None if others had other weights
+        self._weights: tuple[Tensor, Tensor] | None = None  # B and A in it, where the step compares with autograd
 
     def _current_versions(self) -> tuple[int, int]:
         return self.adapter.A._version, self.adapter.B._version
@@ -228,7 +231,8 @@ class Capture:
             self._forget()
         elif c != 1 and self._fault is None:
             self.gradient.scale(c)
-            self._snapshots = {"A": Snapshot(self.adapter.A.grad), "B": Snapshot(self.adapter.B.grad)}
+            grads = {"A": self.adapter.A.grad, "B": self.adapter.B.grad}
+            self._snapshots = {letter: Snapshot(grad) for letter, grad in grads.items() if grad is not None}
             self._on_change()
 
     def _after_B(self, B: Tensor) -> None:
@@ -296,7 +300,7 @@ class LocalGradients:
     unchecked = True
 
     def __init__(self, captures: list[Capture], factor: Callable[[Capture], float] = Capture.common_factor):
-        self.traffic: dict = {}
+        self.traffic: dict[str, Any] = {}
         self.factors = {capture.adapter.B: factor(capture) for capture in captures}
 
     def gradient(self, capture: Capture, rule: Any) -> Any:

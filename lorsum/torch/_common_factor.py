@@ -70,7 +70,7 @@ def common_factor(adapter: Adapter, snapshots: tuple[Snapshot, Snapshot]) -> flo
     RuntimeError
         If there is none, because they were changed in different ways.
     """
-    grads = adapter.A.grad, adapter.B.grad
+    grads: Any = (adapter.A.grad, adapter.B.grad)
     if snapshots[0].is_untouched(grads[0]) and snapshots[1].is_untouched(grads[1]):
         return 1.0
     factors = [snapshot.factor(grad) for snapshot, grad in zip(snapshots, grads, strict=True)]
@@ -138,5 +138,6 @@ def _both(adapter: Adapter, W: LowRank, G: Any) -> Iterator[tuple]:
     U, V = to_arrays(W)
     with np.errstate(all="ignore"):  # BLAS kernels set flags for numbers beside the matrices
         products = (("A", adapter.A, (G.T @ U).T, U), ("B", adapter.B, G @ V, V))
+    p: Any
     for letter, p, expected, other in products:
         yield letter, to_arrays(p.grad.reshape(expected.shape)), expected, other

@@ -31,7 +31,7 @@ class DenseParameters:
         self.names = names
         self._prepared: _Prepared | None = None
 
-    def updates(self, rule: Rule, states: dict[Tensor, dict]) -> Iterator[Update]:
+    def updates(self, rule: Rule, states: dict[Tensor, dict[str, Any]]) -> Iterator[Update]:
         """The next steps of those that have a gradient, not written yet; ``states`` is ``Optimizer.state``."""
         parameters = [p for p in self.names if p.grad is not None]
         if not parameters:
@@ -41,7 +41,7 @@ class DenseParameters:
         for part in self._prepared.parts:
             name = part.name
             with named(name):
-                if any([p.grad.is_sparse for p in part.arrays.parameters]):
+                if any([_gradient(p).is_sparse for p in part.arrays.parameters]):
                     raise TypeError(
                         f"the gradient of {name} is sparse, which {type(rule).__name__} does not take here: pass "
                         "`sparse=False` to the embedding, or freeze it until this optimizer is made and train it by "
@@ -53,12 +53,19 @@ class DenseParameters:
 class _Prepared:
     """Parameters that have a gradient, in the parts that step together, and the tensors of their states."""
 
-    def __init__(self, rule: Rule, parameters: list[Tensor], states: dict[Tensor, dict], names: dict[Tensor, str]):
+    def __init__(
+        self, rule: Rule, parameters: list[Tensor], states: dict[Tensor, dict[str, Any]], names: dict[Tensor, str]
+    ):
         self.rule, self.parameters, self.states = rule, parameters, states
-        together: dict = {}
+        together: dict[Any, list[Tensor]] = {}
         self.parts: list[_One | _Bundle] = []
         for p in parameters:
-            if p.is_cpu and p.dtype in (torch.float32, torch.float64) and p.numel() <= SMALL and not p.grad.is_sparse:
+            if (
+                p.is_cpu
+                and p.dtype in (torch.float32, torch.float64)
+                and p.numel() <= SMALL
+                and not _gradient(p).is_sparse
+            ):
                 together.setdefault((p.dtype, int(states[p].get("step", 0))), []).append(p)
             else:
                 self.parts.append(_One(rule, p, states[p], f"`{names[p]}`"))
@@ -67,7 +74,7 @@ class _Prepared:
             self.parts.append(_Bundle(rule, group, [states[p] for p in group], named_together))
         self.tensors = [(states[p], dict(states[p])) for p in parameters]
 
-    def is_for(self, rule: Rule, parameters: list[Tensor], states: dict[Tensor, dict]) -> bool:
+    def is_for(self, rule: Rule, parameters: list[Tensor], states: dict[Tensor, dict[str, Any]]) -> bool:
         """True if these are the parameters, the states their states, and of the rule's structure."""
         return (
             (self.rule is rule or structure_of(self.rule) == structure_of(rule))
@@ -88,7 +95,7 @@ class _One:
 
     def update(self, rule: Rule) -> Update:
         (parameter,) = arrays = self.arrays.current()
-        W, state = rule.step(parameter.array, to_arrays(parameter.p.grad), self.held.state)
+        W, state = rule.step(parameter.array, to_arrays(_gradient(parameter.p)), self.held.state)
         return Update(arrays, [W], self.held, state)
 
 
@@ -99,7 +106,7 @@ class _Bundle:
         self.arrays, self.name = ParameterArrays(*parameters), name
         ends = np.cumsum([p.numel() for p in parameters]).tolist()
         self.bounds = list(itertools.pairwise([0, *ends]))
-        whole: dict = {"step": states[0].get("step", torch.tensor(0)).clone()}
+        whole: dict[str, Tensor] = {"step": states[0].get("step", torch.tensor(0)).clone()}
         self.held = StateTensors(rule.init(_vector([p.detach().numpy() for p in parameters])), whole)
         for name, vector in whole.items():
             parts = [vector] * len(states) if name == "step" else [vector[a:b] for a, b in self.bounds]
@@ -111,9 +118,14 @@ class _Bundle:
 
     def update(self, rule: Rule) -> Update:
         arrays = self.arrays.current()
-        W, G = _vector([array.array for array in arrays]), _vector([array.p.grad.numpy() for array in arrays])
+        W, G = _vector([array.array for array in arrays]), _vector([_gradient(array.p).numpy() for array in arrays])
         W, state = rule.step(W, G, self.held.state)
         return Update(arrays, [W[a:b] for a, b in self.bounds], self.held, state)
+
+
+def _gradient(p: Tensor) -> Tensor:
+    assert p.grad is not None  # those without are left out
+    return p.grad
 
 
 def _vector(arrays: Sequence[np.ndarray]) -> np.ndarray:

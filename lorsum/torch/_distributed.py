@@ -70,18 +70,9 @@ class MeanGradients:
     unchecked = False  # c would show if they were not what .grad comes from
 
     def __init__(self, captures: list, group: Any = None, seed: int = 0, missing: Literal["skip", "error"] = "skip"):
-        self.group, self.traffic = group, {}
-        here = [capture.has_gradient() for capture in captures]
-        # Of each adapter: whether it has .grad; rows, or -1 if dense; the seed; ⟨A.grad, BᵀG⟩, ⟨B.grad, G Aᵀ⟩; rounding
-        # errors
-        told = torch.tensor(
-            [
-                [1.0, _rows(c.gradient), seed, *_projections(c), float(c.gradient.rounding())] if there else [0.0] * 6
-                for c, there in zip(captures, here, strict=True)
-            ],
-            dtype=torch.float64,
-            device=captures[0].adapter.B.device,
-        )
+        self.group, self.traffic = group, dict[str, Traffic]()
+        device = captures[0].adapter.B.device
+        told = torch.tensor([_report(capture, seed) for capture in captures], dtype=torch.float64, device=device)
         everyone = [torch.empty_like(told) for _ in range(processes(group))]
         dist.all_gather(everyone, told, group=group)
         heard = torch.stack(everyone).cpu()
@@ -89,7 +80,7 @@ class MeanGradients:
             raise RuntimeError("`rng` is not the same in all processes; pass one integer.")
         for i, capture in enumerate(captures):
             _require_everywhere(capture.adapter, heard[:, i, 0].tolist())
-        self.rows, self.factors = {}, {}
+        self.rows, self.factors = dict[Tensor, list[int]](), dict[Tensor, float]()
         for i, capture in enumerate(captures):
             if not heard[0, i, 0]:  # nor in any other process
                 capture.has_gradient(missing)
@@ -150,14 +141,14 @@ def cheapest(rule: Rule, adapter: Adapter, rows: Sequence[int], count: int) -> W
     """
     m, n = adapter.shape
     reducing = 2 * (count - 1) / count
-    numbers = {"sum": reducing * m * n}
+    what, columns = reads(rule, adapter.rank)
+    if what == "rows":
+        return "rows"
+    numbers: dict[Way, float] = {"sum": reducing * m * n}
     if min(rows) >= 0:
         numbers["rows"] = (count - 1) * max(rows) * (m + n)
-    what, columns = reads(rule, adapter.rank)
     if what in ("products", "factors") and adapter.B.is_cpu:  # operators in lorsum's sums are NumPy's
         numbers["products"] = reducing * (adapter.rank if what == "factors" else columns) * (m + n)
-    if "rows" in numbers and what == "rows":
-        return "rows"
     return min(numbers, key=lambda way: numbers[way])
 
 
@@ -194,8 +185,17 @@ class _Products:
     __matmul__ = matmat
 
 
-def _rows(gradient: Gradient) -> int:
-    return -1 if gradient.dense is not None else gradient.rows
+def _report(capture: Any, seed: int) -> list[float]:
+    """What all processes hear of an adapter.
+
+    Whether it has ``.grad``; the rows of its gradient, or -1 if it is dense; the seed; ⟨A.grad, BᵀG⟩; ⟨B.grad, G Aᵀ⟩;
+    and a bound of its rounding errors.
+    """
+    if not capture.has_gradient():
+        return [0.0] * 6
+    gradient: Gradient = capture.gradient
+    rows = -1 if gradient.dense is not None else gradient.rows
+    return [1.0, rows, seed, *_projections(capture), float(gradient.rounding())]
 
 
 def _require_everywhere(adapter: Adapter, there: Sequence[float]) -> None:
@@ -219,6 +219,7 @@ def _projections(capture: Any) -> tuple[float, float]:
 
 
 def _as_matrix(p: Tensor) -> Tensor:
+    assert p.grad is not None
     return half_to_single(p.grad).reshape(p.shape[0], -1)
 
 

@@ -69,7 +69,7 @@ class ConvolutionView(NamedTuple):
         G = weight_gradient(half_to_single(X), size, half_to_single(S), conv.stride, padding, conv.dilation)
         return G.reshape(self.shape)
 
-    def _batched(self, S: Tensor, X: Tensor) -> tuple[Tensor, Tensor, tuple]:
+    def _batched(self, S: Tensor, X: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
         """Both with a batch dimension, X padded as far as the weight gradient does not know how to, and the padding."""
         conv, dims = self.conv, len(self.conv.kernel_size)
         if X.ndim == dims + 1:

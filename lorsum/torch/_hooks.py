@@ -24,10 +24,12 @@ from lorsum.torch._adapters import Site
 __all__ = ["PairHooks", "register_after_accumulation", "remove", "while_alive"]
 
 _numbers = itertools.count()
-_pairs: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # by number, which compiled code knows them by
+_pairs: weakref.WeakValueDictionary[int, "PairHooks"] = (
+    weakref.WeakValueDictionary()
+)  # by number, which compiled code knows them by
 
 
-def while_alive(method: Callable) -> Callable:
+def while_alive(method: Callable[..., None]) -> Callable[..., None]:
     """A bound method that does not keep its object alive, and does nothing without it."""
     reference = weakref.WeakMethod(method)
 
@@ -39,7 +41,7 @@ def while_alive(method: Callable) -> Callable:
     return call
 
 
-def register_after_accumulation(p: Tensor, hook: Callable) -> RemovableHandle:
+def register_after_accumulation(p: Tensor, hook: Callable[..., None]) -> RemovableHandle:
     """Register a hook for after ``.grad`` is added to, before all that are there, which may change it."""
     handle = p.register_post_accumulate_grad_hook(hook)
     hooks: Any = p._post_accumulate_grad_hooks
@@ -67,16 +69,17 @@ class PairHooks:
     """
 
     def __init__(self, site: Site | None = None, capture: Any = None):
-        self.site, self._pending = site, None
+        self.site: Any = site
+        self._pending: Any = None
         if site is not None:
             self.capture, self.number = weakref.ref(capture), next(_numbers)
             self._weights = site.lora_A.weight, site.lora_B.weight
             _pairs[self.number] = self
 
-    def __deepcopy__(self, memo: dict) -> "PairHooks":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PairHooks":
         return PairHooks()
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return PairHooks, ()
 
     def register(self) -> list[RemovableHandle]:
@@ -92,7 +95,7 @@ class PairHooks:
         """True if others' hooks may change gradients on their way through the modules."""
         return any(x._backward_hooks or x._backward_pre_hooks for x in (self.site.lora_A, self.site.lora_B))
 
-    def after_A(self, module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
+    def after_A(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         """Keep lora_A's input, as it was computed with."""
         self._pending = None
         if self.site is None:
@@ -114,7 +117,9 @@ class PairHooks:
             self._put_first(capture)
         self._pending = _input(args, kwargs), output, output._version
 
-    def after_B(self, module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
+    def after_B(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor | None:
         """Pass lora_B's output on by a node that will see S."""
         pending, self._pending = self._pending, None
         if self.site is None or not (output.requires_grad and module.weight.requires_grad):
@@ -140,7 +145,9 @@ class PairHooks:
         capture.called = True
         return _Collect.apply(output, _as_computed(X), self.capture, self.site.view)
 
-    def _passed_on_when_compiled(self, pending: Any, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
+    def _passed_on_when_compiled(
+        self, pending: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor | None:
         if pending is None:
             return None
         X, between, _ = pending
@@ -184,7 +191,7 @@ class _Collect(torch.autograd.Function):
     """The identity on lora_B's output, which hands on S and X in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, X: Tensor, capture: Callable, view: Any) -> Tensor:
+    def forward(ctx: Any, output: Tensor, X: Tensor, capture: Callable[[], Any], view: Any) -> Tensor:
         ctx.save_for_backward(X)
         ctx.capture, ctx.view = capture, view
         if output._is_view() or forward_ad._current_level >= 0:
@@ -197,7 +204,7 @@ class _Collect(torch.autograd.Function):
         return tangent.view_as(tangent)
 
     @staticmethod
-    def backward(ctx: Any, S: Tensor) -> tuple:
+    def backward(ctx: Any, S: Tensor) -> tuple[Any, ...]:
         (X,), capture = ctx.saved_tensors, ctx.capture()
         if capture is not None:
             if torch.is_grad_enabled():
@@ -219,7 +226,7 @@ class _CollectCompiled(torch.autograd.Function):
         return output.clone()  # a view could not be changed in place; compilers leave the copy out
 
     @staticmethod
-    def backward(ctx: Any, S: Tensor) -> tuple:
+    def backward(ctx: Any, S: Tensor) -> tuple[Any, ...]:
         (X,) = ctx.saved_tensors
         return collect(S, X, ctx.number, ctx.call), None, None, None
 
@@ -231,8 +238,7 @@ def collect(S: torch.Tensor, X: torch.Tensor, number: int, call: int) -> torch.T
     Each call in a graph has a number too: compilers merge what is called twice on the same tensors.
     """
     pair = _pairs.get(number)
-    capture = None if pair is None else pair.capture()
-    if capture is not None:
+    if pair is not None and (capture := pair.capture()) is not None:
         capture.collect(pair.site.view, S, X)
     return S.clone()
 
@@ -247,7 +253,7 @@ def _number_of_this_call() -> int:
     return next(_numbers)
 
 
-def _input(args: tuple, kwargs: dict) -> Tensor:
+def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return args[0] if args else kwargs["input"]
 
 

@@ -20,7 +20,7 @@ from lorsum.torch._gradient import Gradient, zero_gradient
 
 __all__ = ["attend"]
 
-_optimizers: list[weakref.ref] = []  # references, in the order of their making: the same in all processes
+_optimizers: list[weakref.ref[Any]] = []  # references, in the order of their making: the same in all processes
 
 
 def attend(optimizer: Any) -> None:
@@ -33,7 +33,7 @@ def attend(optimizer: Any) -> None:
     _optimizers.append(weakref.ref(optimizer))
 
 
-def _with_adapters(join_hook: Callable) -> Callable:
+def _with_adapters(join_hook: Callable[..., Any]) -> Callable[..., Any]:
     """``DistributedDataParallel.join_hook``, which a ``join`` calls first, with a hook that shadows adapters too."""
 
     @functools.wraps(join_hook)
@@ -54,7 +54,7 @@ def _with_adapters(join_hook: Callable) -> Callable:
 class _Shadow(dist.algorithms.join.JoinHook):
     """What a process without batches does in place of a forward and a backward pass, and all do in the end."""
 
-    def __init__(self, hook: Any, ddp: DistributedDataParallel, captures: dict):
+    def __init__(self, hook: Any, ddp: DistributedDataParallel, captures: dict[Any, list[Any]]):
         self.hook, self.ddp, self.captures = hook, ddp, captures  # by optimizer
         self.backward_pass: int | None = None  # its number
         for optimizer in captures:
@@ -76,7 +76,7 @@ class _Shadow(dist.algorithms.join.JoinHook):
             optimizer.averages_in_backward = False
             _take_state_of_last(optimizer, is_last_joiner)
 
-    def _after_forward(self, ddp: DistributedDataParallel, args: tuple, output: Any) -> None:
+    def _after_forward(self, ddp: DistributedDataParallel, args: tuple[Any, ...], output: Any) -> None:
         tensors = [x for x in tree_leaves(output) if isinstance(x, torch.Tensor) and x.requires_grad]
         if ddp.require_backward_grad_sync and tensors:
             torch.autograd.graph.register_multi_grad_hook(tensors, self._in_backward, mode="any")
@@ -100,7 +100,7 @@ def _mean(capture: Any, group: Any) -> Gradient:
     adapter, local, count = capture.adapter, capture.gradient, processes(group)
     mean = Gradient(adapter.shape, "rows" if capture.form == "rows" else "dense")
     mean.is_mean = True
-    G = local.times(1.0) if local else zero_gradient(adapter, rows=0)
+    G: Any = local.times(1.0) if local else zero_gradient(adapter, rows=0)
     if capture.form == "rows":
         mean.pairs = [_gathered_rows(capture, G, group)]
         return mean

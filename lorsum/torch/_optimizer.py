@@ -232,7 +232,7 @@ class AdapterOptimizer(torch.optim.Optimizer):
             for found, rest in groups:
                 self._train(found, rest)
 
-    def __deepcopy__(self, memo: dict) -> "AdapterOptimizer":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "AdapterOptimizer":
         memo[id(self.process_group)] = self.process_group  # the processes are the same
         memo[id(self)] = other = type(self).__new__(type(self))
         other.__setstate__(copy.deepcopy(self.__getstate__(), memo))
@@ -333,6 +333,7 @@ class AdapterOptimizer(torch.optim.Optimizer):
         """Let the thread compute the step of an adapter whose gradient has changed, in the backward pass."""
         if processes(self.process_group) > 1:
             return  # the gradient is not known before that of the other processes is
+        assert self._thread is not None
         trained = self._adapters[index]
         rule, _ = self._groups[trained.group].rules(self._classes, self.param_groups[trained.group])
         trained.begin(rule, self.state, self._thread)
@@ -347,7 +348,7 @@ class AdapterOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where a saved optimizer of the same model and rules stood: the next steps are the same bit for bit."""
-        taken: list = []
+        taken: list[dict[str, Any]] = []
 
         def take(_: Any, state: dict[str, Any]) -> None:
             check_rules(state["param_groups"], self.param_groups)

@@ -43,7 +43,7 @@ class TrainedAdapter:
         self._state: StateTensors | None = None
         self._rule: Rule | None = None  # whose state it is
 
-    def update(self, rule: Any, gradients: Any, states: dict[Tensor, dict], debug: bool) -> Update:
+    def update(self, rule: Any, gradients: Any, states: dict[Tensor, dict[str, Any]], debug: bool) -> Update:
         """The next step, not written yet.
 
         Parameters
@@ -69,7 +69,7 @@ class TrainedAdapter:
             W, state = self._result_of_begun(rule, W, tensors.state, c) or stepped(rule, W, G, tensors.state)
         return Update(weights, (W.U, W.V.T), tensors, state) if rule.lr else Update((), (), tensors, state)
 
-    def begin(self, rule: Rule, states: dict[Tensor, dict], thread: Executor) -> None:
+    def begin(self, rule: Rule, states: dict[Tensor, dict[str, Any]], thread: Executor) -> None:
         """Let a thread compute the next step along the gradient that there is by now."""
         if self.begun is not None:
             self.begun.future.cancel()
@@ -87,7 +87,7 @@ class TrainedAdapter:
             return None
         return begun.result(rule, W, state)
 
-    def _state_tensors(self, rule: Rule, W: LowRank, states: dict[Tensor, dict]) -> StateTensors:
+    def _state_tensors(self, rule: Rule, W: LowRank, states: dict[Tensor, dict[str, Any]]) -> StateTensors:
         """The rule's state; what of it is not there yet, as ``rule.init`` has it."""
         A, B = self.adapter.A, self.adapter.B
         same = self._rule is rule or (self._rule is not None and structure_of(self._rule) == structure_of(rule))
