@@ -85,13 +85,15 @@ def _flattening(kind, names):
 def _no_number(pair):
     """A key as a 1 × 1 matrix, or as many as the batch has, so that the pair can be mapped over.
 
-    Each pair has a copy of its own: a compiled function that is given a pair to keep may free its arrays.
+    Each pair of arrays has a copy of its own: a compiled function that is given a pair to keep may free its arrays.
     """
     if hasattr(pair, "no_number"):
         return pair.no_number
     batch = getattr(pair.U, "shape", ())[:-2]
     if batch:
         return jnp.broadcast_to(_key(), (*batch, 1, 1))
+    if isinstance(pair.U, jax.core.Tracer):
+        return _key()
     with jax.ensure_compile_time_eval():
         return _key().copy()
 
