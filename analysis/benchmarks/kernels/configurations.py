@@ -1,6 +1,7 @@
 """What is measured: which problems, with which competitors, on how many threads."""
 
 from collections.abc import Sequence
+from itertools import product
 
 from analysis.benchmarks.kernels import competitors, problems
 from analysis.benchmarks.kernels.problems import Case
