@@ -9,37 +9,48 @@
 >>> X = ls.lorsum(target, iters=2)
 >>> ls.gap(X, target).excess < 1e-4  # how far from the truncated SVD
 True
+
+:mod:`lorsum.torch` has optimizers for PyTorch, :mod:`lorsum.jax` transformations for Optax; neither is imported here.
 """
 
 from lorsum import datasets, nn, optim, theory
 from lorsum.alternating import Iterate, lorsum
-from lorsum.certified import Certified, lorsum_until
+from lorsum.alternating.plan import Plan, plan
+from lorsum.alternating.until import Certified, lorsum_until
 from lorsum.diagnostics import Gap, History, gap, principal_angles
 from lorsum.incremental import IncrementalSVD
 from lorsum.lowrank import LowRank, LowRankSum
 from lorsum.metrics import Damped, Diagonal
 from lorsum.svd import TruncatedSVD, truncated_svd
 
-__version__ = "0.1.0"
+__version__ = "0.1.0"  # the one place: pyproject.toml reads it, CITATION.cff is tested against it
 
 __all__ = [
-    "Certified",
-    "Damped",
-    "Diagonal",
-    "Gap",
-    "History",
-    "IncrementalSVD",
-    "Iterate",
+    # matrices that are never formed
     "LowRank",
     "LowRankSum",
-    "TruncatedSVD",
-    "datasets",
-    "gap",
+    # their best approximation: by alternating updates, to a tolerance, by an SVD, by an SVD that follows its matrix
     "lorsum",
     "lorsum_until",
-    "nn",
-    "optim",
-    "principal_angles",
-    "theory",
     "truncated_svd",
+    "IncrementalSVD",
+    # which way `lorsum` would take, and what that costs
+    "plan",
+    "Plan",
+    # what these take and give
+    "Damped",
+    "Diagonal",
+    "Iterate",
+    "Certified",
+    "TruncatedSVD",
+    # how far from the best
+    "gap",
+    "Gap",
+    "History",
+    "principal_angles",
+    # rates and bounds; update rules for LoRA; an MLP and data to try them on
+    "theory",
+    "optim",
+    "nn",
+    "datasets",
 ]

@@ -1,10 +1,25 @@
-"""Floor 0: the decompositions of numerical linear algebra, of one matrix or of a batch, in any array library."""
+"""The decompositions of numerical linear algebra, of one matrix or of a batch, in any array library.
+
+JAX's are in a module of their own, loaded with the first array of JAX: its batched calls of LAPACK may wait for one
+another for ever on a CPU, and some of its derivatives are a NaN where ours exist.
+"""
 
 from array_api_compat import is_jax_array
 
-from lorsum._arrays import namespace_of
+from lorsum._arrays import column_sizes, conj, eps, namespace_of
 
-__all__ = ["best_of_rank", "cholesky", "eigh", "qr", "solve", "svd", "svdvals", "triangle"]
+__all__ = [
+    "best_of_rank",
+    "cholesky",
+    "column_space",
+    "eigh",
+    "orthogonalised",
+    "qr",
+    "solve",
+    "svd",
+    "svdvals",
+    "triangle",
+]
 
 
 def qr(A):
@@ -51,6 +66,28 @@ def cholesky(A):
 def solve(A, B):
     """X with A X = B, B a matrix."""
     return _in_jax().solve(A, B) if is_jax_array(A) else namespace_of(A).linalg.solve(A, B)
+
+
+def orthogonalised(A):
+    """A = B C with orthonormal columns of B: returns B, C, C⁻ᵀ, and which columns of B are lost.
+
+    QR, then the SVD of the small triangle with its columns scaled to 1, so that graded columns keep their digits.
+    Columns of B whose singular value is rounding error carry no information about A: they are marked lost, their
+    value set to 1.
+    """
+    xp = namespace_of(A)
+    Q, R = qr(A)
+    size = column_sizes(R)
+    P, s, Zh = svd(R / size)
+    lost = s <= A.shape[-1] ** 0.5 * eps(xp, s.dtype) * s[..., :1]
+    s = xp.where(lost, xp.ones_like(s), s)[..., None]
+    return Q @ P, s * Zh * size, conj(Zh) / (s * size), lost[..., None, :]
+
+
+def column_space(A):
+    """An orthonormal basis of A's columns, with zeros in place of directions that A does not have."""
+    B, _, _, lost = orthogonalised(A)
+    return namespace_of(B).where(lost, namespace_of(B).zeros_like(B), B)
 
 
 def _in_jax():

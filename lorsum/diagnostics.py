@@ -19,9 +19,8 @@ from lorsum._arrays import (
     namespace_of,
     zeros_like,
 )
-from lorsum._decompositions import best_of_rank, svdvals, triangle
+from lorsum._decompositions import best_of_rank, column_space, svdvals, triangle
 from lorsum._display import html_table, text_table
-from lorsum._half_steps import column_space
 from lorsum.lowrank import as_sum, check_addable, require_finite
 from lorsum.svd import truncated_svd
 

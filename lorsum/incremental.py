@@ -1,6 +1,7 @@
-"""Floor 2: a thin SVD that follows its matrix through updates, new rows and columns, and removals."""
+"""A thin SVD that follows its matrix through updates, new rows and columns, and removals."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Self
 
 import numpy as np
 
@@ -17,7 +18,9 @@ from lorsum._arrays import (
 )
 from lorsum._brand import added, loss_of_orthogonality, orthonormal_to_rounding, padded, recompressed
 from lorsum._display import dtype_name, shape_text
+from lorsum.lowrank import LowRank
 from lorsum.svd import TruncatedSVD, as_tolerance, rank_for, truncated_svd
+from lorsum.typing import Array, DType, Matrix
 
 __all__ = ["IncrementalSVD"]
 
@@ -88,20 +91,20 @@ class IncrementalSVD:
     array([1., 1.])
     """
 
-    def __init__(self, U, s, Vh, *, max_rank=None):
+    def __init__(self, U: Array, s: Array, Vh: Array, *, max_rank: int | None = None) -> None:
         U, s, Vh = (as_array(x, name, ndim=ndim) for x, name, ndim in ((U, "U", 2), (s, "s", 1), (Vh, "Vh", 2)))
         xp = common_namespace(U=U, s=s, Vh=Vh)
         _check_svd(U, s, Vh)
         dtype = computing_dtype(xp, xp.result_type(U.dtype, s.dtype, Vh.dtype))
         U, Vh = xp.astype(U, dtype), xp.astype(Vh, dtype)
-        self._U: Any
-        self._s: Any
-        self._V: Any
+        self._U: Array
+        self._s: Array
+        self._V: Array
         self.max_rank = max_rank
         self._become(U, xp.astype(s, _real_dtype(U)), conj(Vh).mT)
 
     @classmethod
-    def zeros(cls, shape, *, dtype=np.float64, max_rank=None):
+    def zeros(cls, shape: tuple[int, int], *, dtype: DType = np.float64, max_rank: int | None = None) -> Self:
         """The SVD of a zero NumPy matrix, of rank 0: what sums and streams start from.
 
         Parameters
@@ -129,15 +132,27 @@ class IncrementalSVD:
         return cls(U, np.zeros(0, U.real.dtype), Vh, max_rank=max_rank)
 
     @classmethod
-    def from_matrix(cls, A, rank=None, *, rtol=None, max_rank=None, **options):
+    def from_matrix(
+        cls,
+        A: Matrix,
+        rank: int | None = None,
+        *,
+        rtol: float | None = None,
+        max_rank: int | None = None,
+        **options: Any,
+    ) -> Self:
         """The truncated SVD of a matrix, to be updated.
 
         Parameters
         ----------
         A : array, LowRank, LowRankSum or LinearOperator, shape (m, n)
             The matrix.
-        rank, rtol, **options
+        rank : int, optional
             As for :func:`lorsum.truncated_svd`.
+        rtol : float, optional
+            Instead: the smallest rank with an error of at most rtol ‖A‖ in the Frobenius norm.
+        **options
+            All other options of :func:`lorsum.truncated_svd`.
         max_rank : int, optional
             As for the class.
 
@@ -153,45 +168,45 @@ class IncrementalSVD:
         return cls(*truncated_svd(A, rank, rtol=rtol, **options), max_rank=max_rank)
 
     @property
-    def U(self):
+    def U(self) -> Array:
         """Left singular vectors, as columns."""
         return _copy(self._U)
 
     @property
-    def s(self):
+    def s(self) -> Array:
         """Singular values, descending."""
         return _copy(self._s)
 
     @property
-    def Vh(self):
+    def Vh(self) -> Array:
         """Right singular vectors, conjugated, as rows."""
         return conj(_copy(self._V)).mT
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, int]:
         """Shape of the matrix, ``(m, n)``."""
         return self._U.shape[0], self._V.shape[0]
 
     @property
-    def rank(self):
+    def rank(self) -> int:
         """Number of singular values, r."""
         return self._s.shape[0]
 
     @property
-    def dtype(self):
+    def dtype(self) -> DType:
         """Dtype of the vectors."""
         return self._U.dtype
 
     @property
-    def max_rank(self):
+    def max_rank(self) -> int | None:
         """The largest rank that a change leaves, or None."""
         return self._max_rank
 
     @max_rank.setter
-    def max_rank(self, max_rank):
+    def max_rank(self, max_rank: int | None) -> None:
         self._max_rank = None if max_rank is None else as_count(max_rank, "max_rank", least=1)
 
-    def update(self, A, B):
+    def update(self, A: Array, B: Array) -> Self:
         """Add ``A @ B.T``.
 
         Parameters
@@ -226,7 +241,7 @@ class IncrementalSVD:
             raise ValueError(f"`A` has {A.shape[1]} columns and `B` {B.shape[1]}: they must be equal.")
         return self._become(*added(self._U, self._s, self._V, A, conj(B)))
 
-    def append_rows(self, R):
+    def append_rows(self, R: Array) -> Self:
         """Append rows below the matrix.
 
         Parameters
@@ -243,7 +258,7 @@ class IncrementalSVD:
         U, new = padded(self._U, R.shape[1])
         return self._become(*added(U, self._s, self._V, new, conj(R)))
 
-    def append_columns(self, C):
+    def append_columns(self, C: Array) -> Self:
         """Append columns to the right of the matrix.
 
         Parameters
@@ -260,7 +275,7 @@ class IncrementalSVD:
         V, new = padded(self._V, C.shape[1])
         return self._become(*added(self._U, self._s, V, C, new))
 
-    def remove_rows(self, indices):
+    def remove_rows(self, indices: int | Sequence[int] | Array) -> Self:
         """Remove rows.
 
         Parameters
@@ -275,7 +290,7 @@ class IncrementalSVD:
         """
         return self._become(*recompressed(_without(self._U, indices), self._s, self._V))
 
-    def remove_columns(self, indices):
+    def remove_columns(self, indices: int | Sequence[int] | Array) -> Self:
         """Remove columns.
 
         Parameters
@@ -290,7 +305,7 @@ class IncrementalSVD:
         """
         return self._become(*recompressed(self._U, self._s, _without(self._V, indices)))
 
-    def truncate(self, rank=None, *, rtol=None):
+    def truncate(self, rank: int | None = None, *, rtol: float | None = None) -> Self:
         """Keep the best approximation of lower rank.
 
         Parameters
@@ -317,15 +332,15 @@ class IncrementalSVD:
         self._U, self._s, self._V = self._U[:, :r], self._s[:r], self._V[:, :r]
         return self
 
-    def to_lowrank(self):
+    def to_lowrank(self) -> LowRank:
         """The matrix as a :class:`lorsum.LowRank` with the balanced factors U√s and V√s."""
         return TruncatedSVD(self._U, self._s, conj(self._V).mT).to_lowrank()
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         limit = "" if self.max_rank is None else f", max_rank {self.max_rank}"
         return f"IncrementalSVD({shape_text(self)}, rank {self.rank}{limit}, {dtype_name(self)})"
 
-    def _become(self, U, s, V):
+    def _become(self, U: Array, s: Array, V: Array) -> Self:
         """Take over a new SVD, truncated and with orthonormal vectors."""
         if not (orthonormal_to_rounding(U) and orthonormal_to_rounding(V)):
             U, s, V = recompressed(U, s, V)
@@ -333,7 +348,7 @@ class IncrementalSVD:
         self._U, self._s, self._V = U[:, :r], s[:r], V[:, :r]
         return self
 
-    def _block(self, x, name, length, *, rows=False):
+    def _block(self, x: Array, name: str, length: int, *, rows: bool = False) -> Array:
         """``x`` as columns of that length."""
         x = as_array(x, name, ndim=1)
         xp = common_namespace(**{"U": self._U, name: x})
@@ -346,7 +361,7 @@ class IncrementalSVD:
         return xp.astype(columns, computing_dtype(xp, x.dtype), copy=False)
 
 
-def _without(Q, indices):
+def _without(Q: Array, indices: int | Sequence[int] | Array) -> Array:
     """The rows of Q that are not in ``indices``."""
     refuse_masked(indices, "indices")
     size, indices = Q.shape[0], np.atleast_1d(np.asarray(indices))
@@ -365,15 +380,15 @@ def _without(Q, indices):
     return xp.take(Q, xp.asarray(left, device=Q.device), axis=0)
 
 
-def _copy(x):
+def _copy(x: Array) -> Array:
     return namespace_of(x).asarray(x, copy=True)
 
 
-def _real_dtype(x):
+def _real_dtype(x: Array) -> DType:
     return namespace_of(x).abs(x[:0, ...]).dtype
 
 
-def _check_svd(U, s, Vh):
+def _check_svd(U: Array, s: Array, Vh: Array) -> None:
     for name, x, ndim in (("U", U, 2), ("s", s, 1), ("Vh", Vh, 2)):
         if x.ndim != ndim:
             raise ValueError(f"`{name}` has {x.ndim} dimensions; {ndim} are needed.")

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import is_array_api_obj
 
-from lorsum import _compiled as compiled
+from lorsum import _numba
 from lorsum._arrays import (
     as_array,
     as_coefficient,
@@ -307,7 +307,7 @@ class LowRank(_Linear):
         """
         if self.rank == 0:
             return self
-        factors = compiled.balanced(self)
+        factors = _numba.balanced(self.U, self.V)
         if factors is not None:
             return LowRank._of(*factors)
         Qu, core, Qv = as_sum(self).compressed()

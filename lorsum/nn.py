@@ -1,4 +1,4 @@
-"""Floor 3: a multilayer perceptron without autograd: forward and backward by hand, giving (X, S) for each layer.
+"""A multilayer perceptron without autograd: forward and backward by hand, giving (X, S) for each layer.
 
 >>> import numpy as np
 >>> from lorsum import LowRank
@@ -10,12 +10,14 @@
 [((5, 784), (5, 300)), ((5, 300), (5, 100)), ((5, 100), (5, 10))]
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from lorsum._arrays import as_array, as_count, as_rank, refuse_masked
 from lorsum.lowrank import LowRank
+from lorsum.typing import RNG, Array, DType, Matrix
 
 __all__ = ["Layer", "accuracy", "backward", "cross_entropy", "forward", "gradients", "mlp"]
 
@@ -33,12 +35,12 @@ class Layer(NamedTuple):
         Trained.
     """
 
-    weight: Any
-    adapter: Any
-    bias: Any
+    weight: Array
+    adapter: Matrix
+    bias: Array
 
 
-def mlp(sizes, *, rank, rng=None, dtype=np.float32):
+def mlp(sizes: Sequence[int], *, rank: int, rng: RNG = 0, dtype: DType = np.float32) -> tuple[Layer, ...]:
     """Layers of an MLP with frozen weights, LoRA adapters that start at zero, and biases.
 
     Parameters
@@ -47,8 +49,8 @@ def mlp(sizes, *, rank, rng=None, dtype=np.float32):
         Widths from input to output; (784, 300, 100, 10) is LeNet-300-100.
     rank : int
         Rank of the adapters, at most the smallest width.
-    rng : None, int or numpy.random.Generator
-        Source of randomness.
+    rng : int, numpy.random.Generator or None
+        Of the parameters. Default: the seed 0, so that runs repeat; None: fresh entropy.
     dtype : dtype
         Of all parameters.
 
@@ -64,7 +66,7 @@ def mlp(sizes, *, rank, rng=None, dtype=np.float32):
 
     Examples
     --------
-    >>> [layer.adapter for layer in mlp((4, 3, 2), rank=1, rng=0)]
+    >>> [layer.adapter for layer in mlp((4, 3, 2), rank=1)]
     [LowRank(3 × 4, rank 1, float32), LowRank(2 × 3, rank 1, float32)]
     """
     sizes = [as_count(size, "sizes", least=1) for size in sizes]
@@ -72,10 +74,10 @@ def mlp(sizes, *, rank, rng=None, dtype=np.float32):
         raise ValueError(f"`sizes` is {sizes}; an input and an output width are needed.")
     rng = np.random.default_rng(rng)
 
-    def layer(d_in, d_out):
+    def layer(d_in: int, d_out: int) -> Layer:
         as_rank(rank, (d_out, d_in))
 
-        def uniform(*shape):
+        def uniform(*shape: int) -> Array:
             return rng.uniform(-(d_in**-0.5), d_in**-0.5, shape).astype(dtype)
 
         weight, bias, V = uniform(d_out, d_in), uniform(d_out), uniform(d_in, rank)
@@ -84,7 +86,7 @@ def mlp(sizes, *, rank, rng=None, dtype=np.float32):
     return tuple(map(layer, sizes, sizes[1:]))
 
 
-def forward(layers, X):
+def forward(layers: Sequence[Layer], X: Array) -> tuple[Array, list[Array]]:
     """Outputs for a batch of inputs, with what :func:`backward` needs.
 
     Parameters
@@ -116,7 +118,7 @@ def forward(layers, X):
     return _output(layers[-1], inputs[-1]), inputs
 
 
-def backward(layers, inputs, S):
+def backward(layers: Sequence[Layer], inputs: Sequence[Array], S: Array) -> list[tuple[Array, Array]]:
     """Inputs X and output gradients S of each layer, whose matrix gradient is SᵀX.
 
     Parameters
@@ -134,19 +136,29 @@ def backward(layers, inputs, S):
         First layer first.
     """
     pairs = [(inputs[-1], S)]
-    for layer, above in zip(inputs[:0:-1], layers[:0:-1], strict=True):
-        S = (S @ above.weight + S @ above.adapter) * (1 - layer * layer)  # tanh' = 1 − tanh²
-        pairs.append((None, S))
-    pairs = [(X, S) for X, (_, S) in zip(reversed(inputs), pairs, strict=True)]
+    for X, output, above in zip(inputs[-2::-1], inputs[:0:-1], layers[:0:-1], strict=True):
+        S = (S @ above.weight + S @ above.adapter) * (1 - output * output)  # tanh' = 1 − tanh²
+        pairs.append((X, S))
     return pairs[::-1]
 
 
-def gradients(pairs):
-    """Gradients with respect to each layer's matrix, LowRank(Sᵀ, Xᵀ), and bias, the column sums of S."""
+def gradients(pairs: Sequence[tuple[Array, Array]]) -> list[tuple[LowRank, Array]]:
+    """Gradients with respect to each layer's matrix and bias.
+
+    Parameters
+    ----------
+    pairs : sequence of (X, S)
+        As returned by :func:`backward`.
+
+    Returns
+    -------
+    list of (LowRank, array)
+        SᵀX as ``LowRank(S.T, X.T)``, which is never formed, and the column sums of S.
+    """
     return [(LowRank(S.T, X.T), S.sum(axis=0)) for X, S in pairs]
 
 
-def cross_entropy(logits, labels):
+def cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
     """Mean cross-entropy of a batch, and its gradient with respect to the logits.
 
     Parameters
@@ -193,13 +205,26 @@ def cross_entropy(logits, labels):
     return loss, gradient / len(labels)
 
 
-def accuracy(layers, X, labels):
-    """Share of the examples whose largest output is their label."""
+def accuracy(layers: Sequence[Layer], X: Array, labels: Array) -> float:
+    """Share of the examples whose largest output is their label.
+
+    Parameters
+    ----------
+    layers, X
+        As for :func:`forward`.
+    labels : array of int, shape (batch,)
+        From 0.
+
+    Returns
+    -------
+    float
+        Between 0 and 1.
+    """
     outputs = forward(layers, X)[0]
     return float(np.mean(outputs.argmax(axis=1) == _as_labels(labels, len(outputs))))
 
 
-def _as_labels(labels, count):
+def _as_labels(labels: Array, count: int) -> Array:
     """The classes of so many examples, as an array of integers."""
     refuse_masked(labels, "labels")
     labels = np.asarray(labels)
@@ -210,5 +235,5 @@ def _as_labels(labels, count):
     return labels.astype(np.int64)
 
 
-def _output(layer, X):
+def _output(layer: Layer, X: Array) -> Array:
     return X @ layer.weight.T + X @ layer.adapter.T + layer.bias

@@ -1,11 +1,12 @@
-"""Floor 2: truncated singular value decompositions, the answers that LoRSum is measured against."""
+"""Truncated singular value decompositions: the answers that LoRSum is measured against."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from array_api_compat import is_numpy_array
 from numpy.linalg import LinAlgError
 
-from lorsum import _compiled as compiled
+from lorsum import _numba
 from lorsum._arrays import (
     as_count,
     as_generator,
@@ -17,19 +18,24 @@ from lorsum._arrays import (
 )
 from lorsum._iterative import krylov, randomized, subspace, svd_of
 from lorsum._operators import check_adjoints, is_operator
-from lorsum.lowrank import LowRank, as_sum, require_finite, require_finite_coefficients
+from lorsum.lowrank import LowRank, LowRankSum, as_sum, require_finite, require_finite_coefficients
+from lorsum.typing import RNG, Array, Matrix, Scalar
 
 __all__ = ["TruncatedSVD", "as_tolerance", "rank_for", "truncated_svd"]
 
+Method: TypeAlias = Literal["auto", "factored", "lapack", "arpack", "propack", "lobpcg", "randomized", "subspace"]
+
+_Triple: TypeAlias = tuple[Array, Array, Array]
+_METHODS = get_args(Method)
 _EXACT = ("factored", "lapack")
 _KRYLOV = ("arpack", "propack", "lobpcg")
-_METHODS = ("auto", *_EXACT, *_KRYLOV, "randomized", "subspace")
 _HONOURED_BY = {
-    "tol": ("auto", *_KRYLOV, "subspace"),
+    "residual_tol": ("auto", *_KRYLOV, "subspace"),
     "oversample": ("randomized", "subspace"),
-    "iters": ("auto", *_KRYLOV, "randomized", "subspace"),
+    "iters": ("randomized",),
+    "max_iters": ("auto", *_KRYLOV, "subspace"),
 }
-_DEFAULT_ITERS = {"randomized": 2, "subspace": 1000, "lobpcg": 200}
+_DEFAULT_MAX_ITERS = {"subspace": 1000, "lobpcg": 200}  # of the others: SciPy's
 
 
 class TruncatedSVD(NamedTuple):
@@ -45,18 +51,29 @@ class TruncatedSVD(NamedTuple):
         Orthonormal right singular vectors, conjugate-transposed.
     """
 
-    U: Any
-    s: Any
-    Vh: Any
+    U: Array
+    s: Array
+    Vh: Array
 
-    def to_lowrank(self):
+    def to_lowrank(self) -> LowRank:
         """The matrix as a :class:`LowRank` with the balanced factors U√s and V√s."""
         xp = namespace_of(self.U, self.s, self.Vh)
         root = xp.astype(xp.sqrt(self.s), self.U.dtype)[..., None, :]
         return LowRank._of(self.U * root, self.Vh.mT * root)
 
 
-def truncated_svd(A, rank=None, *, rtol=None, method="auto", tol=0.0, oversample=None, iters=None, rng=None):
+def truncated_svd(
+    A: Matrix,
+    rank: int | None = None,
+    *,
+    rtol: float | None = None,
+    method: Method = "auto",
+    residual_tol: float = 0.0,
+    oversample: int | None = None,
+    iters: int | None = None,
+    max_iters: int | None = None,
+    rng: RNG = 0,
+) -> TruncatedSVD:
     """Best rank-r approximation of a matrix in the Frobenius and the spectral norm.
 
     Parameters
@@ -84,16 +101,19 @@ def truncated_svd(A, rank=None, *, rtol=None, method="auto", tol=0.0, oversample
         - ``"subspace"``: orthogonal iteration with Rayleigh–Ritz projection, until it converges [3]_.
 
         ``"auto"`` is one of the first three; see the notes.
-    tol : float
-        How well a result of the iterative methods but ``"randomized"`` has to converge: ‖A V − U diag(s)‖ ≤ tol σ₁.
-        0 asks for rounding level, which ``"subspace"`` cannot know where the terms of a sum cancel: give it there.
+    residual_tol : float
+        How well a result of the iterative methods but ``"randomized"`` has to converge: ‖A V − U diag(s)‖ ≤
+        residual_tol σ₁. 0 asks for rounding level, which ``"subspace"`` cannot know where the terms of a sum cancel:
+        give it there.
     oversample : int, optional
         ``"randomized"`` and ``"subspace"`` iterate on so many more columns than r (default 10).
     iters : int, optional
-        Power iterations of ``"randomized"`` (default 2), the largest number of iterations of ``"subspace"`` (1000),
-        ``"lobpcg"`` (200) and ``"arpack"`` (SciPy's), or the largest Krylov space of ``"propack"`` (10 r + 200).
-    rng : int, numpy.random.Generator, optional
-        Where the iterative methods' random start comes from.
+        Power iterations of ``"randomized"`` (default 2).
+    max_iters : int, optional
+        The largest number of iterations of ``"subspace"`` (default 1000), ``"lobpcg"`` (200) and ``"arpack"``
+        (SciPy's), or the largest dimension of the Krylov space of ``"propack"`` (10 r + 200).
+    rng : int, numpy.random.Generator or None
+        Of the iterative methods' random start. Default: the seed 0, so that runs repeat; None: fresh entropy.
 
     Returns
     -------
@@ -108,8 +128,8 @@ def truncated_svd(A, rank=None, *, rtol=None, method="auto", tol=0.0, oversample
     TypeError
         If ``A`` is no matrix, or an argument is of the wrong kind.
     LinAlgError
-        If an iterative method does not converge: the residual of Krylov methods exceeds max(tol, √eps) σ₁, or the
-        check finds a direction that has been missed, along which A is larger than σ_r.
+        If an iterative method does not converge: the residual of Krylov methods exceeds max(residual_tol, √eps) σ₁, or
+        the check finds a direction that has been missed, along which A is larger than σ_r.
 
     Notes
     -----
@@ -127,8 +147,8 @@ def truncated_svd(A, rank=None, *, rtol=None, method="auto", tol=0.0, oversample
     of 80 columns, and must not exceed σ_r. That finds a missed value that stands out from σ_r; of values closer
     together than it can tell apart, others than the largest may be returned, with an error of that distance. Nor do
     ARPACK and LOBPCG always converge inside of a narrow cluster, and ``"subspace"`` does not where more than r +
-    ``oversample`` values form one: they raise then, unless ``tol`` is as wide as the cluster. The exact methods take no
-    notice of clusters. LOBPCG also breaks down, and raises, on a matrix of rank little above r.
+    ``oversample`` values form one: they raise then, unless ``residual_tol`` is as wide as the cluster. The exact
+    methods take no notice of clusters. LOBPCG also breaks down, and raises, on a matrix of rank little above r.
 
     ARPACK and LOBPCG work with AᴴA, which costs them what is below √eps σ₁; the refinement restores most of it.
 
@@ -154,36 +174,30 @@ def truncated_svd(A, rank=None, *, rtol=None, method="auto", tol=0.0, oversample
     array([3., 1.])
     """
     sum_ = as_sum(A, "A")
-    rank, rtol = _checked_size(sum_, rank, rtol)
-    tol = as_tolerance(tol, "tol")
+    r, rtol = _checked_size(sum_, rank, rtol)
+    residual_tol = as_tolerance(residual_tol, "residual_tol")
     oversample = None if oversample is None else as_count(oversample, "oversample", least=0)
-    _check_honoured(method, tol=tol or None, oversample=oversample, iters=iters)
+    _check_honoured(method, residual_tol=residual_tol or None, oversample=oversample, iters=iters, max_iters=max_iters)
     oversample = 10 if oversample is None else oversample
-    method = _checked_method(sum_, method, rank)
-    iters = (
-        _DEFAULT_ITERS.get(method)
-        if iters is None
-        else as_count(iters, "iters", least=0 if method == "randomized" else 1)
-    )
-    rng = None if method in _EXACT else as_generator(rng)
-    if method == "factored":
-        require_finite_coefficients(A=sum_)  # the factors are looked at where something is amiss
-    else:
-        require_finite(A=sum_)
-    if method != "lapack" or sum_.shape[-2] < sum_.shape[-1]:
-        check_adjoints("A", filter(is_operator, sum_.terms))
+    method = _checked_method(sum_, method, r)
+    iters = 2 if iters is None else as_count(iters, "iters", least=0)
+    limit = _DEFAULT_MAX_ITERS.get(method, 0) if max_iters is None else as_count(max_iters, "max_iters", least=1)
+    generator = None if method in _EXACT else as_generator(rng)
+    _check_values(sum_, method)
 
     xp, dtype = sum_.namespace, sum_.dtype
     W = sum_.astype(computing_dtype(xp, dtype))
     try:
-        if method in _EXACT:
-            U, s, Vh = (_factored if method == "factored" else _lapack)(W, rank, rtol)
+        if method == "factored":
+            U, s, Vh = _factored(W, r, rtol)
+        elif method == "lapack":
+            U, s, Vh = _lapack(W, r, rtol)
         elif method == "randomized":
-            U, s, Vh = randomized(W, rank, oversample, iters, rng)
+            U, s, Vh = randomized(W, r, oversample, iters, generator)
         elif method == "subspace":
-            U, s, Vh = subspace(W, rank, oversample, iters, tol, rng)
+            U, s, Vh = subspace(W, r, oversample, limit, residual_tol, generator)
         else:
-            U, s, Vh = krylov(W, rank, method, iters, tol, rng)
+            U, s, Vh = krylov(W, r, method, limit, residual_tol, generator)
     except RuntimeError as error:
         if not type(error).__name__.endswith("LinAlgError"):  # torch has one of its own
             raise
@@ -191,29 +205,30 @@ def truncated_svd(A, rank=None, *, rtol=None, method="auto", tol=0.0, oversample
     return TruncatedSVD(xp.astype(U, dtype, copy=False), s, xp.astype(Vh, dtype, copy=False))
 
 
-def _factored(A, rank, rtol):
+def _factored(A: LowRankSum, rank: int, rtol: float) -> _Triple:
     missing = (rank or 1) - A.rank
     if missing > 0:  # zero columns, which QR completes to an orthonormal basis
         A = A + LowRank._of(*(zeros_like((*x.shape[:-1], missing), x) for x in A.terms[0]))
-    times_left, core, times_right = compiled.compressed(A) or _compressed(A)
+    Us, Vs = [term.U for term in A.terms], [term.V for term in A.terms]
+    times_left, core, times_right = _numba.compressed(Us, Vs, A.coefficients) or _compressed(A)
     P, s, Zh = svd_of(core)
     r = rank or rank_for(s, rtol)
     return times_left(P[..., :r]), s[..., :r], times_right(Zh[..., :r, :].mT).mT
 
 
-def _compressed(A):
+def _compressed(A: LowRankSum) -> tuple[Callable[[Array], Array], Array, Callable[[Array], Array]]:
     require_finite(A=A)
     Qu, core, Qv = A.compressed()
     return Qu.__matmul__, core, Qv.__matmul__
 
 
-def _lapack(A, rank, rtol):
+def _lapack(A: LowRankSum, rank: int, rtol: float) -> _Triple:
     U, s, Vh = svd_of(A.to_dense())
     r = rank or rank_for(s, rtol)
     return U[..., :r], s[..., :r], Vh[..., :r, :]
 
 
-def rank_for(s, rtol):
+def rank_for(s: Array, rtol: float) -> int:
     """The smallest r ≥ 1 with ‖(s_{r+1}, s_{r+2}, …)‖ ≤ rtol ‖s‖, for descending values s of shape (..., R)."""
     xp = namespace_of(s)
     largest = s[..., :1]
@@ -223,18 +238,19 @@ def rank_for(s, rtol):
     return max(1, int(xp.max(needed))) if 0 not in needed.shape else 1
 
 
-# --- at the door ---
+# --- checks of the arguments ---
 
 
-def _checked_size(A, rank, rtol):
+def _checked_size(A: LowRankSum, rank: int | None, rtol: float | None) -> tuple[int, float]:
+    """The rank, 0 where ``rtol`` decides, and ``rtol``."""
     if (rank is None) == (rtol is None):
         raise ValueError(f"`rank` is {rank} and `rtol` {rtol}: exactly one of the two is needed.")
     if rank is None:
-        return None, as_tolerance(rtol, "rtol")
-    return as_rank(rank, A.shape), None
+        return 0, as_tolerance(rtol, "rtol")
+    return as_rank(rank, A.shape), 0.0
 
 
-def as_tolerance(value, name):
+def as_tolerance(value: Scalar, name: str) -> float:
     """``value`` as a float t with 0 ≤ t < 1."""
     number = as_real(value, name)
     if not 0 <= number < 1:
@@ -242,7 +258,7 @@ def as_tolerance(value, name):
     return number
 
 
-def _check_honoured(method, **options):
+def _check_honoured(method: Method, **options: float | None) -> None:
     """An error for an option that the method has no use for."""
     for name, value in options.items():
         if value is not None and method in _METHODS and method not in _HONOURED_BY[name]:
@@ -252,7 +268,16 @@ def _check_honoured(method, **options):
             )
 
 
-def _checked_method(A, method, rank):
+def _check_values(A: LowRankSum, method: Method) -> None:
+    if method == "factored":
+        require_finite_coefficients(A=A)  # the factors are looked at where something is amiss
+    else:
+        require_finite(A=A)
+    if method != "lapack" or A.shape[-2] < A.shape[-1]:
+        check_adjoints("A", filter(is_operator, A.terms))
+
+
+def _checked_method(A: LowRankSum, method: Method, rank: int) -> Method:
     """The method that ``"auto"`` stands for, or the one asked for if it can do it."""
     if method not in _METHODS:
         raise ValueError(f"`method` is {method!r}; it must be one of {', '.join(map(repr, _METHODS))}.")
@@ -260,7 +285,7 @@ def _checked_method(A, method, rank):
         return _cheapest(A, rank)
     if method == "factored" and not A.is_factored:
         raise ValueError("`method` is 'factored', but a term of `A` is not a LowRank: use 'lapack'.")
-    if rank is None and method not in _EXACT:
+    if not rank and method not in _EXACT:
         raise ValueError(
             f"`rtol` needs all singular values, and `method` {method!r} finds `rank` of them: use 'lapack'."
         )
@@ -269,7 +294,7 @@ def _checked_method(A, method, rank):
     return method
 
 
-def _check_krylov(A, method, rank):
+def _check_krylov(A: LowRankSum, method: Method, rank: int) -> None:
     if len(A.shape) > 2 or not all(map(is_numpy_array, A.arrays())):
         raise ValueError(f"`method` is {method!r}, which takes one NumPy matrix: use 'subspace' or 'randomized'.")
     m, n = A.shape
@@ -282,29 +307,29 @@ def _check_krylov(A, method, rank):
         )
 
 
-def _cheapest(A, rank):
+def _cheapest(A: LowRankSum, rank: int) -> Method:
     if A.is_factored:
         return "factored" if _factored_flops(A) < _lapack_flops(A) else "lapack"
     m, n = A.shape[-2:]
-    small = rank is None or m * n <= 10**6 or 5 * rank >= min(m, n)
+    small = not rank or m * n <= 10**6 or 5 * rank >= min(m, n)
     return "lapack" if small or not any(map(is_operator, A.terms)) else "arpack"
 
 
-def _factored_flops(A):
+def _factored_flops(A: LowRankSum) -> int:
     m, n = A.shape[-2:]
     R = _stacked_rank(A)
     p, q = min(m, R), min(n, R)
     return 8 * R * (m * p + n * q) + _svd_flops(p, q)
 
 
-def _lapack_flops(A):
+def _lapack_flops(A: LowRankSum) -> int:
     m, n = A.shape[-2:]
     return 2 * m * n * _stacked_rank(A) + _svd_flops(m, n)
 
 
-def _svd_flops(m, n):
+def _svd_flops(m: int, n: int) -> int:
     return 6 * max(m, n) * min(m, n) ** 2 + 20 * min(m, n) ** 3
 
 
-def _stacked_rank(A):
+def _stacked_rank(A: LowRankSum) -> int:
     return sum(term.rank for term in A.terms)

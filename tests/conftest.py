@@ -7,14 +7,15 @@ os.environ["MPLBACKEND"] = "Agg"
 import numpy as np
 import pytest
 import scipy.linalg  # noqa: F401  (loaded here, to be limited below)
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from threadpoolctl import threadpool_info, threadpool_limits
 
 threadpool_limits(1)  # what was loaded before this file has not read the variables
 
-settings.register_profile("quick", max_examples=30, deadline=None)
-settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True, print_blob=True)
-settings.register_profile("long", max_examples=2000, deadline=None)
+COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}  # the first example may compile kernels
+settings.register_profile("quick", max_examples=30, **COMMON)
+settings.register_profile("ci", max_examples=100, derandomize=True, print_blob=True, **COMMON)
+settings.register_profile("long", max_examples=2000, **COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 

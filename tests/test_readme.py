@@ -65,10 +65,3 @@ def test_there_are_two_commands_one_for_the_main_job_and_one_for_the_tests():
     main_job, tests = blocks("bash")
     assert main_job.strip().endswith("-m paper_figures")
     assert tests.strip().endswith("-m pytest")
-
-
-@pytest.mark.parametrize(
-    "target", sorted(set(re.findall(r"\]\((?!https?:)([^)]+)\)|`((?:lorsum|analysis)/[^`]*)`", README)))
-)
-def test_what_it_points_to_is_there(target):
-    assert (ROOT / next(filter(None, target))).exists()

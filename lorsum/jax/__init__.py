@@ -1,6 +1,7 @@
-"""Floor 4: JAX. Gradients of adapters as low-rank pairs, and OPLoRA and its siblings for Optax.
+"""JAX: gradients of adapters as low-rank pairs, and OPLoRA and its siblings for Optax.
 
-Importing this makes :class:`lorsum.LowRank` and :class:`lorsum.LowRankSum` pytrees.
+Importing this makes :class:`lorsum.LowRank` and :class:`lorsum.LowRankSum` pytrees. How a gradient comes about is told
+in :mod:`lorsum.jax.gradients`.
 
 >>> import equinox as eqx, jax, optax
 >>> import lorsum.jax
@@ -31,15 +32,12 @@ On a CPU the decompositions of all this are made one after another. Batched ones
 your own can wait for each other for ever, as many at a time as XLA has threads; that is in jaxlib.
 """
 
-from lorsum.jax._pytrees import Pair, register
-
-register()
-
-from lorsum.jax._serialization import register_with_export, register_with_flax  # noqa: E402
-from lorsum.jax.gradients import grad, value_and_grad  # noqa: E402  # their functions take low-rank matrices
-from lorsum.jax.layers import LoRAConv2d, LoRALinear, add_lora, merge, merge_into, partition  # noqa: E402
-from lorsum.jax.products import lora, lora_conv  # noqa: E402
-from lorsum.jax.transformations import (  # noqa: E402
+from lorsum.jax._pytrees import Pair
+from lorsum.jax.gradients import grad, value_and_grad
+from lorsum.jax.layers import LoRAConv2d, LoRALinear, add_lora, partition
+from lorsum.jax.merging import merge, merge_into
+from lorsum.jax.products import lora, lora_conv
+from lorsum.jax.transformations import (
     oplora,
     preconditioned_adamw,
     preconditioned_sgd,
@@ -48,7 +46,7 @@ from lorsum.jax.transformations import (  # noqa: E402
     svdlora,
     transformation,
 )
-from lorsum.jax.wrappers import (  # noqa: E402
+from lorsum.jax.wrappers import (
     apply_if_finite,
     clip_by_global_norm,
     global_norm,
@@ -56,9 +54,6 @@ from lorsum.jax.wrappers import (  # noqa: E402
     multi_steps,
     set_to_zero,
 )
-
-register_with_export()
-register_with_flax()
 
 __all__ = [
     "LoRAConv2d",

@@ -1,14 +1,22 @@
-"""Low-rank matrices and their sums as pytrees: arguments and results of ``jax.jit``, leaves of parameters."""
+"""Low-rank matrices and their sums as pytrees: arguments and results of ``jax.jit``, leaves of parameters.
+
+Importing this tells JAX what their parts are.
+"""
 
 import functools
+from typing import Any, TypeAlias, TypeGuard
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import GetAttrKey, register_pytree_with_keys
 
 from lorsum.lowrank import LowRank, LowRankSum
+from lorsum.typing import Array, DType
 
-__all__ = ["Pair", "checked_gradient", "is_low_rank", "register"]
+__all__ = ["PARTS", "Pair", "PyTree", "flat_gradients", "is_low_rank"]
+
+PyTree: TypeAlias = Any
+"""Arrays and low-rank matrices in any nesting of containers that JAX knows, such as a dict or a model of Equinox."""
 
 
 class Pair(LowRank):
@@ -39,25 +47,22 @@ class Pair(LowRank):
     """
 
     __slots__ = ("no_number",)
+    no_number: Array
 
-    def astype(self, dtype):
+    def astype(self, dtype: DType) -> "Pair":
         """The same with arrays in ``dtype``."""
         return Pair._of(self.U.astype(dtype), self.V.astype(dtype))
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return super().__repr__().replace("LowRank", "Pair", 1)
 
 
-def register():
-    """Tell JAX what the parts of a low-rank matrix and of a sum are.
-
-    The coefficients of a sum are parts as well, so that a new learning rate does not compile anew.
-    """
-    for kind, names in ((LowRank, ("U", "V")), (Pair, ("U", "V")), (LowRankSum, ("terms", "coefficients"))):
-        register_pytree_with_keys(kind, *_flattening(kind, names))
+# The coefficients of a sum are parts as well, so that a new learning rate does not compile anew.
+PARTS: dict[type, tuple[str, ...]] = {LowRank: ("U", "V"), Pair: ("U", "V"), LowRankSum: ("terms", "coefficients")}
 
 
 def _flattening(kind, names):
+    """The functions that take a node apart, with names of the parts or without, and the one that builds it again."""
     keys = tuple(map(GetAttrKey, (*names, "no_number")))
 
     def parts(x):
@@ -80,13 +85,15 @@ def _flattening(kind, names):
 def _no_number(pair):
     """A key as a 1 × 1 matrix, or as many as the batch has, so that the pair can be mapped over.
 
-    Each pair has a copy of its own: a compiled function that is given a pair to keep may free its arrays.
+    Each pair of arrays has a copy of its own: a compiled function that is given a pair to keep may free its arrays.
     """
     if hasattr(pair, "no_number"):
         return pair.no_number
     batch = getattr(pair.U, "shape", ())[:-2]
     if batch:
         return jnp.broadcast_to(_key(), (*batch, 1, 1))
+    if isinstance(pair.U, jax.core.Tracer):
+        return _key()
     with jax.ensure_compile_time_eval():
         return _key().copy()
 
@@ -97,18 +104,28 @@ def _key():
         return jax.random.key(0)[None, None]
 
 
-def is_low_rank(x):
+for _kind, _names in PARTS.items():
+    register_pytree_with_keys(_kind, *_flattening(_kind, _names))
+
+
+def is_low_rank(x: Any) -> TypeGuard[LowRank]:
     """True for a low-rank matrix, as ``is_leaf`` of ``jax.tree`` functions."""
     return isinstance(x, LowRank)
 
 
-def checked_gradient(path, G):
-    """A gradient that is with respect to the matrix: an array, or a pair, which then is a plain low-rank matrix."""
-    if isinstance(G, Pair):
-        return LowRank._of(*G)
-    if is_low_rank(G):
-        raise TypeError(
-            f"the gradient of `params{jax.tree_util.keystr(path)}` is a LowRank and no lorsum.jax.Pair: jax.grad gives "
-            "those of the factors so, which is no gradient of the matrix. Take lorsum.jax.value_and_grad."
-        )
-    return G
+def flat_gradients(gradients: PyTree, structure: Any) -> list[tuple[str, Any]]:
+    """The gradient of each parameter and the parameter's name, from gradients of the structure of the parameters.
+
+    A gradient of an adapter is with respect to its matrix: an array, or a pair, which comes as a plain LowRank.
+    """
+    leaves, found = jax.tree_util.tree_flatten_with_path(gradients, is_leaf=is_low_rank)
+    if found != structure:
+        raise ValueError(f"the gradients have the structure {found} and `params` {structure}: they must be equal.")
+    named = [(f"params{jax.tree_util.keystr(path)}", G) for path, G in leaves]
+    for name, G in named:
+        if is_low_rank(G) and not isinstance(G, Pair):
+            raise TypeError(
+                f"the gradient of `{name}` is a LowRank and no lorsum.jax.Pair: jax.grad gives those of the factors "
+                "so, which is no gradient of the matrix. Take lorsum.jax.value_and_grad."
+            )
+    return [(name, LowRank._of(*G) if is_low_rank(G) else G) for name, G in named]

@@ -1,50 +1,38 @@
-"""Low-rank matrices and the states of the rules in files: for ``jax.export``, and for Flax where it is imported."""
+"""Low-rank matrices and the states of the rules in files: for ``jax.export``, and for Flax where it is imported.
+
+Importing this lets arguments and results of exported programs be low-rank matrices, sums, pairs and states.
+"""
 
 import sys
 
 from jax import export
 
-from lorsum.jax._pytrees import Pair
+from lorsum.jax._pytrees import PARTS
 from lorsum.jax.wrappers import ApplyIfFiniteState, MultiStepsState
-from lorsum.lowrank import LowRank, LowRankSum
 from lorsum.optim.factors import AdamWState, SGDState
 from lorsum.optim.matrices import SVDLoRAState
 from lorsum.optim.oplora import OPLoRAState
 from lorsum.optim.scaled import ScaledOPLoRAState
 
-__all__ = ["register_with_export", "register_with_flax"]
+__all__ = ["register_with_flax"]
 
-_NODES = {LowRank: ("U", "V"), Pair: ("U", "V"), LowRankSum: ("terms", "coefficients")}
-_STATES = (
+_STATES: tuple[type, ...] = (
     AdamWState,
-    ApplyIfFiniteState,
-    MultiStepsState,
     OPLoRAState,
     SGDState,
     SVDLoRAState,
     ScaledOPLoRAState,
+    ApplyIfFiniteState,
+    MultiStepsState,
 )
 
 
-def register_with_export():
-    """Let arguments and results of exported programs be low-rank matrices, sums, pairs and states."""
-    for kind in _NODES:
-        export.register_pytree_node_serialization(
-            kind,
-            serialized_name=f"lorsum.{kind.__name__}",
-            serialize_auxdata=lambda _: b"",
-            deserialize_auxdata=lambda _: None,
-        )
-    for kind in _STATES:
-        export.register_namedtuple_serialization(kind, serialized_name=f"lorsum.{kind.__name__}")
-
-
-def register_with_flax():
+def register_with_flax() -> None:
     """Let ``flax.serialization`` write and read low-rank matrices, once Flax is imported; states are known to it."""
     serialization = sys.modules.get("flax.serialization")
     if serialization is None:
         return
-    for kind, names in _NODES.items():
+    for kind, names in PARTS.items():
         serialization.register_serialization_state(kind, *_state_dicts(serialization, kind, names), override=True)
 
 
@@ -58,3 +46,14 @@ def _state_dicts(serialization, kind, names):
         return kind._of(*(serialization.from_state_dict(getattr(x, name), state[name], name=name) for name in names))
 
     return to_state_dict, from_state_dict
+
+
+for _kind in PARTS:
+    export.register_pytree_node_serialization(
+        _kind,
+        serialized_name=f"lorsum.{_kind.__name__}",
+        serialize_auxdata=lambda _: b"",
+        deserialize_auxdata=lambda _: None,
+    )
+for _kind in _STATES:
+    export.register_namedtuple_serialization(_kind, serialized_name=f"lorsum.{_kind.__name__}")

@@ -1,20 +1,51 @@
-"""Gradients of a loss, those of adapters as low-rank pairs (Sᵀ, Xᵀ)."""
+"""Gradients of a loss, those of adapters W as low-rank pairs (Sᵀ, Xᵀ), and how they come about.
 
+::
+
+    a loss, with layers that call lora(x, W)                                                          layers, products
+        │ jax.make_jaxpr
+    a jaxpr, with an equation for each product          y = lora x U Vᵀ
+        │ follow U and V from the inputs                                                          _tracing.find_products
+    the products, each with its adapter and the loops around it
+        │ run it again, each product with a probe       y = lora x U Vᵀ, next to it a zero array      _probes, _replay
+    the loss and X of each product
+        │ jax.value_and_grad with respect to the probes
+    S of each product, the gradient with respect to y
+        │ rows of all products and rounds of loops, together                                         _probes.collected
+    the pair (Sᵀ, Xᵀ) of each adapter, G = SᵀX                                                                this file
+        │ rule.step(W, G, state)                                                                        transformations
+    updates, which optax.apply_updates adds to U and V
+
+No derivative with respect to U and V is taken. Where G = SᵀX is fewer numbers than S and X, the derivative with respect
+to the probe is that sum, and the gradient a matrix.
+"""
+
+from collections.abc import Callable, Collection
+from typing import Any, Literal, TypeAlias, get_args
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from lorsum.jax._plan import Factor, planned
-from lorsum.jax._pytrees import Pair, is_low_rank
-from lorsum.jax._run import dense, dense_slot, pair, pair_slot, run, sum_dtype
+from lorsum.jax._probes import collected, probes, stack_probes
+from lorsum.jax._pytrees import PyTree, is_low_rank
+from lorsum.jax._replay import replayed
 from lorsum.jax._serialization import register_with_flax
+from lorsum.jax._tracing import OtherUse, Product, TracedFactor, TracedProgram, find_products
+from lorsum.lowrank import LowRank
+from lorsum.typing import Array
 
 __all__ = ["grad", "value_and_grad"]
 
-_FORMS = ("auto", "pairs", "dense")
+Form: TypeAlias = Literal["auto", "pairs", "dense"]
+"""Of an adapter's gradient: what is smaller, a pair, or a matrix."""
+
 _FROM_VMAP = " It may come of a vmap: of a branch chosen for each example, or over another axis than the first."
 
 
-def value_and_grad(loss, has_aux=False, *, gradient="auto"):
+def value_and_grad(
+    loss: Callable[..., Any], has_aux: bool = False, *, gradient: Form = "auto"
+) -> Callable[..., tuple[Any, PyTree]]:
     """A function that computes a loss and its gradient, that of an adapter W with respect to the matrix W.
 
     Like :func:`jax.value_and_grad`, but in place of a :class:`lorsum.LowRank` of the parameters the gradient has the
@@ -52,9 +83,6 @@ def value_and_grad(loss, has_aux=False, *, gradient="auto"):
 
     Notes
     -----
-    The loss is traced once to find its products, and then run and differentiated with a slot beside each: a further
-    input that changes nothing, and of which the derivative is S or SᵀX. No derivative with respect to U and V is taken.
-
     A pair is a :class:`lorsum.jax.Pair`. It is no gradient of the factors, and its arrays cannot be added, averaged
     (``pmean``), measured (``optax.global_norm``) or scaled on their own: with S and X scaled by c, G is scaled by c².
     What tries to meets a third leaf beside them, for which JAX knows no arithmetic, and raises a TypeError. Take the
@@ -82,39 +110,43 @@ def value_and_grad(loss, has_aux=False, *, gradient="auto"):
     >>> G["W"]
     Pair(40 × 30, rank 5, float32)
     """
-    if gradient not in _FORMS:
-        raise ValueError(f"`gradient` is {gradient!r}; it must be one of {', '.join(map(repr, _FORMS))}.")
+    if gradient not in get_args(Form):
+        raise ValueError(f"`gradient` is {gradient!r}; it must be one of {', '.join(map(repr, get_args(Form)))}.")
 
     register_with_flax()  # it may have been imported since
 
-    def value_and_gradient(params, *args, **kwargs):
-        parts, aux = _Parts(params), _Aux()
+    def value_and_gradient(params: PyTree, *args: Any, **kwargs: Any) -> tuple[Any, PyTree]:
+        parts, static = _Parts(params), None
 
-        def of_parts(adapters, others):
-            result = _checked_result(loss(parts.whole(adapters | others), *args, **kwargs), has_aux)
-            return (result[0], aux.arrays_of(result[1])) if has_aux else (result, [])
+        def of_parts(adapters: dict[int, LowRank], others: dict[int, Any]) -> tuple[Any, PyTree]:
+            nonlocal static  # what no program can give, such as a name or a function
+            value, aux = _checked_result(loss(parts.whole(adapters | others), *args, **kwargs), has_aux)
+            arrays, static = eqx.partition(aux, lambda leaf: isinstance(leaf, jax.core.Tracer))
+            return value, arrays
 
-        program = jax.make_jaxpr(of_parts)(parts.adapters, parts.others)
-        plan = planned(program, parts.origins)
-        parts.check(plan)
-        summed = parts.summed(plan, gradient)
+        jaxpr, (_, results) = jax.make_jaxpr(of_parts, return_shape=True)(parts.adapters, parts.others)
+        program = find_products(jaxpr, parts.origins)
+        parts.check(program)
+        summed = parts.summed(program, gradient)
 
-        def with_slots(others, stacks, slots):
-            beside = [stacks.get(number) if side == "U" else None for number in parts.adapters for side in "UV"]
-            inputs, beside = jax.tree.leaves((parts.adapters, others)), beside + [None] * len(others)
-            (value, *arrays), _, Xs = run(plan, inputs, beside, slots, summed)
+        def with_probes(others: PyTree, of_stacks: dict[int, Array], of_products: list[Any]) -> tuple[Any, Any]:
+            inputs = jax.tree.leaves((parts.adapters, others))
+            beside = [of_stacks.get(number) if side == "U" else None for number in parts.adapters for side in "UV"]
+            beside += [None] * len(others)
+            (value, *arrays), _, Xs = replayed(program, inputs, beside, of_products, summed)
             return value, (arrays, Xs)
 
-        differentiated = jax.value_and_grad(with_slots, argnums=(0, 1, 2), has_aux=True)
-        slots = parts.stacks(plan), parts.slots(plan, summed)
-        (value, (arrays, Xs)), (gradients, stacks, sums) = differentiated(parts.others, *slots)
-        gradients = parts.whole(gradients | _collected(plan, stacks, sums, Xs))
-        return ((value, aux.whole(arrays)) if has_aux else value), gradients
+        zeros = stack_probes(program, parts.adapters), probes(program, parts.adapters, summed)
+        differentiated = jax.value_and_grad(with_probes, argnums=(0, 1, 2), has_aux=True)
+        (value, (arrays, Xs)), (gradients, of_stacks, of_products) = differentiated(parts.others, *zeros)
+        gradients = parts.whole(gradients | collected(program, of_stacks, of_products, Xs))
+        aux = eqx.combine(jax.tree.unflatten(jax.tree.structure(results), arrays), static)
+        return ((value, aux) if has_aux else value), gradients
 
     return value_and_gradient
 
 
-def grad(loss, has_aux=False, *, gradient="auto"):
+def grad(loss: Callable[..., Any], has_aux: bool = False, *, gradient: Form = "auto") -> Callable[..., PyTree]:
     """The same without the value: a function that gives the gradient, or a pair of it and ``aux``.
 
     Parameters
@@ -133,75 +165,60 @@ def grad(loss, has_aux=False, *, gradient="auto"):
     """
     value_and_gradient = value_and_grad(loss, has_aux, gradient=gradient)
 
-    def gradient_of(params, *args, **kwargs):
+    def gradient_of(params: PyTree, *args: Any, **kwargs: Any) -> PyTree:
         value, gradients = value_and_gradient(params, *args, **kwargs)
         return (gradients, value[1]) if has_aux else gradients
 
     return gradient_of
 
 
-class _Aux:
-    """What a loss gives beside its value: the arrays in it that the program computes, and all else as it is."""
-
-    def arrays_of(self, aux):
-        """Its traced leaves; what is no array, such as a name or a function, no program can give."""
-        self.leaves, self.structure = jax.tree.flatten(aux)
-        self.traced = [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, jax.core.Tracer)]
-        return [self.leaves[i] for i in self.traced]
-
-    def whole(self, arrays):
-        """It again, with the arrays of a run."""
-        leaves = list(self.leaves)
-        for i, array in zip(self.traced, arrays, strict=True):
-            leaves[i] = array
-        return jax.tree.unflatten(self.structure, leaves)
-
-
 class _Parts:
     """Parameters, taken apart: adapters and other arrays, by number."""
 
-    def __init__(self, params):
+    def __init__(self, params: PyTree) -> None:
         leaves, self.structure = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_low_rank)
         self.names = [f"params{jax.tree_util.keystr(path)}" for path, _ in leaves]
-        self.adapters, self.others = {}, {}
+        self.adapters: dict[int, LowRank] = {}
+        self.others: dict[int, Any] = {}
         for number, (_, leaf) in enumerate(leaves):
             if is_low_rank(leaf):
                 self.adapters[number] = leaf
             else:
                 self.others[number] = _checked(self.names[number], leaf)
 
-    def whole(self, parts):
+    def whole(self, parts: dict[int, Any]) -> PyTree:
         """Parts by number as parameters again."""
         return jax.tree.unflatten(self.structure, [parts[number] for number in range(len(self.names))])
 
     @property
-    def origins(self):
-        """What the inputs of a program of adapters and others are."""
+    def origins(self) -> list[TracedFactor | None]:
+        """Which of the inputs of a program of adapters and others are factors."""
         stacks = {number: tuple(range(len(W.shape) - 2)) for number, W in self.adapters.items()}
-        factors = [Factor(number, side, axes) for number, axes in stacks.items() for side in "UV"]
-        return factors + [None] * len(self.others)
+        factors = [TracedFactor(number, side, axes) for number, axes in stacks.items() for side in ("U", "V")]
+        return [*factors, *[None] * len(self.others)]
 
-    def check(self, plan):
+    def check(self, program: TracedProgram) -> None:
         """An error unless the loss depends on every adapter, and through its products only."""
-        taint, found = plan.results[0], {x.adapter for x in plan.products}
-        if taint is not None:
-            operation = getattr(taint, "operation", "nothing")
-            if getattr(taint, "by_products", False):
+        used = program.results[0]
+        if used is not None:
+            operation = used.operation if isinstance(used, OtherUse) else "nothing"
+            if isinstance(used, OtherUse) and used.of_products:
                 raise NotImplementedError(
-                    f"`loss` has a product with `{self.names[taint.adapter]}` inside of `{operation}`, where its "
+                    f"`loss` has a product with `{self.names[used.adapter]}` inside of `{operation}`, where its "
                     "gradient cannot be had as a pair. Loops of fixed length (scan), branches, jit, vmap and "
                     "checkpoint are supported; elsewhere what is under stop_gradient."
                 )
             raise ValueError(
-                f"`loss` depends on the factors of `{self.names[taint.adapter]}` through `{operation}`, where only "
+                f"`loss` depends on the factors of `{self.names[used.adapter]}` through `{operation}`, where only "
                 "products by lorsum.jax.lora and lora_conv have a gradient that is a pair. Use these, or stop_gradient."
                 + (_FROM_VMAP if operation in ("broadcast_in_dim", "transpose", "select_n") else "")
             )
-        if any(map(_has_axes, plan.products)):
+        if any(map(_has_axes, program.products)):
             raise NotImplementedError(
-                "value_and_grad is called where arrays have manual or explicit axes, which its slots have not: call it "
-                "under jit with sharded arrays, or in shard_map with `check_vma=False`."
+                "value_and_grad is called where arrays have manual or explicit axes, which its probes have not: call "
+                "it under jit with sharded arrays, or in shard_map with `check_vma=False`."
             )
+        found = {x.adapter for x in program.products}
         for number in self.adapters:
             if number not in found:
                 raise ValueError(
@@ -209,9 +226,9 @@ class _Parts:
                     "gradient. Pass it as a further argument of the loss where it is not trained."
                 )
 
-    def summed(self, plan, form):
+    def summed(self, program: TracedProgram, form: Form) -> Collection[int]:
         """The adapters of which the gradient is kept as SᵀX."""
-        selected = frozenset(x.adapter for x in plan.products if x.selected)
+        selected = frozenset(x.adapter for x in program.products if x.selected)
         if selected and form == "pairs":
             raise NotImplementedError(
                 f"`gradient` is 'pairs', but `loss` takes `{self.names[min(selected)]}` out of a stack by an index or "
@@ -220,33 +237,13 @@ class _Parts:
         if form != "auto":
             return frozenset(self.adapters if form == "dense" else ())
         rows = dict.fromkeys(self.adapters, 0)
-        for x in plan.products:
+        for x in program.products:
             rows[x.adapter] += x.rows
         sizes = {number: W.shape[-2:] for number, W in self.adapters.items()}
         return selected | {number for number, size in sizes.items() if not _pairs_are_smaller(rows[number], *size)}
 
-    def stacks(self, plan):
-        """A slot for each stack that adapters are selected out of."""
-        stacks: dict = {}
-        for x in plan.products:
-            if x.selected:
-                W, dtype = self.adapters[x.adapter], sum_dtype(x)
-                known = stacks.get(x.adapter, jnp.zeros((), dtype))
-                stacks[x.adapter] = jnp.zeros(W.shape, jnp.promote_types(dtype, known.dtype))
-        return stacks
 
-    def slots(self, plan, summed):
-        """A slot for each product, None for one with an adapter that was selected out of a stack."""
-
-        def slot(x):
-            if x.selected:
-                return None
-            return dense_slot(x, *self.adapters[x.adapter].shape[-2:]) if x.adapter in summed else pair_slot(x)
-
-        return list(map(slot, plan.products))
-
-
-def _pairs_are_smaller(rows, m, n):
+def _pairs_are_smaller(rows: Any, m: int, n: int) -> bool:
     """True if N rows of S and X are no more numbers than their sum; False for an N that is only a name."""
     try:
         return rows * (m + n) <= m * n
@@ -254,23 +251,23 @@ def _pairs_are_smaller(rows, m, n):
         return False
 
 
-def _has_axes(product):
-    """True where the type of arrays says on which devices their parts are, which that of a slot would not."""
+def _has_axes(product: Product) -> bool:
+    """True where the type of arrays says on which devices their parts are, which that of a probe would not."""
     plain = jax.typeof(jnp.zeros(product.y.shape, product.y.dtype))
     return str(plain) != str(product.y.strip_weak_type())  # float32[3] is not float32[3@data], nor float32[3]{V:data}
 
 
-def _checked_result(result, has_aux):
-    """What a loss gives, where it is what it should be."""
+def _checked_result(result: Any, has_aux: bool) -> tuple[Any, Any]:
+    """The value that a loss gives, and what else; an error where they are not what they should be."""
     if has_aux and not (isinstance(result, tuple) and len(result) == 2):
         raise TypeError(f"`loss` gives a {type(result).__name__}; with `has_aux` a pair (value, aux) is needed.")
-    value = result[0] if has_aux else result
+    value, aux = result if has_aux else (result, None)
     if not hasattr(value, "shape") and not isinstance(value, (int, float, complex)):
         raise TypeError(f"`loss` gives a {type(value).__name__}; a number is needed.")
-    return result
+    return value, aux
 
 
-def _checked(name, leaf):
+def _checked(name: str, leaf: Any) -> Any:
     """An array of floating-point numbers."""
     numeric = isinstance(leaf, float) or hasattr(leaf, "dtype")
     if not (numeric and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)):
@@ -279,22 +276,3 @@ def _checked(name, leaf):
             "other things as further arguments of the loss (see lorsum.jax.partition)."
         )
     return leaf
-
-
-def _collected(plan, stacks, sums, Xs):
-    """The gradients of the adapters, by number."""
-    products: dict = {number: [G] for number, G in stacks.items()}
-    for product, S, X in zip(plan.products, sums, Xs, strict=True):
-        if product.selected:
-            continue
-        products.setdefault(product.adapter, []).append(dense(product, S) if X is None else pair(product, S, X))
-    return {number: _whole(parts) for number, parts in products.items()}
-
-
-def _whole(parts):
-    """One gradient out of those of several products: pairs under each other, sums added up."""
-    if not isinstance(parts[0], tuple):
-        return sum(parts[1:], parts[0])
-    S, X = (jnp.concatenate(rows, axis=-2) if len(rows) > 1 else rows[0] for rows in zip(*parts, strict=True))
-    dtype = jnp.result_type(S, X)
-    return Pair._of(S.mT.astype(dtype), X.mT.astype(dtype))

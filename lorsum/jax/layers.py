@@ -7,18 +7,20 @@ Equinox, since its modules are pytrees and nothing else: an adapter is a leaf of
 import functools
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from lorsum._arrays import as_rank, computing_dtype
-from lorsum.jax._pytrees import is_low_rank
+from lorsum._arrays import as_rank
+from lorsum.jax._pytrees import PyTree, is_low_rank
 from lorsum.jax.products import lora, lora_conv
 from lorsum.lowrank import LowRank
+from lorsum.typing import Array
 
-__all__ = ["LoRAConv2d", "LoRALinear", "add_lora", "merge", "merge_into", "partition"]
+__all__ = ["LoRAConv2d", "LoRALinear", "add_lora", "partition"]
 
 _BASES = (eqx.nn.Linear, eqx.nn.Conv2d)
 
@@ -64,13 +66,15 @@ class LoRALinear(eqx.Module):
     dropout: eqx.nn.Dropout
     scaling: float = eqx.field(static=True)
 
-    def __init__(self, base, rank, *, alpha=None, dropout=0.0, key):
+    def __init__(
+        self, base: eqx.nn.Linear, rank: int, *, alpha: float | None = None, dropout: float = 0.0, key: Array
+    ) -> None:
         if "scalar" in (base.in_features, base.out_features):
             raise ValueError("`base` has a scalar input or output; one of size 1 is needed.")
         self.base, self.dropout, self.scaling = base, eqx.nn.Dropout(dropout), _scaling(alpha, rank)
         self.W = _adapter(_as_matrix(base.weight, 2), rank, key)
 
-    def __call__(self, x, *args, key=None, **kwargs):
+    def __call__(self, x: Array, *args: Any, key: Array | None = None, **kwargs: Any) -> Any:
         """The base's output, and the adapter's.
 
         Parameters
@@ -88,7 +92,7 @@ class LoRALinear(eqx.Module):
             Where the base gives a tuple, its first entry is taken for the output, and the others are passed on.
         """
         call = functools.partial(_called, self.base, key=key, args=args, kwargs=kwargs)
-        if _computes_as(eqx.nn.Linear, self.base):
+        if computes_as(eqx.nn.Linear, self.base):
             for _ in x.shape[:-1]:
                 call = jax.vmap(call)
         return _beside(call(x), self.scaling * lora(self.dropout(x, key=_folded(key)), self.W))
@@ -126,7 +130,9 @@ class LoRAConv2d(eqx.Module):
     dropout: eqx.nn.Dropout
     scaling: float = eqx.field(static=True)
 
-    def __init__(self, base, rank, *, alpha=None, dropout=0.0, key):
+    def __init__(
+        self, base: eqx.nn.Conv2d, rank: int, *, alpha: float | None = None, dropout: float = 0.0, key: Array
+    ) -> None:
         if base.groups != 1:
             raise ValueError(f"`base` has {base.groups} groups; a convolution with groups is no single matrix.")
         if base.padding_mode.upper() != "ZEROS":
@@ -134,7 +140,7 @@ class LoRAConv2d(eqx.Module):
         self.base, self.dropout, self.scaling = base, eqx.nn.Dropout(dropout), _scaling(alpha, rank)
         self.W = _adapter(_as_matrix(base.weight, 4), rank, key)
 
-    def __call__(self, x, *args, key=None, **kwargs):
+    def __call__(self, x: Array, *args: Any, key: Array | None = None, **kwargs: Any) -> Any:
         """The base's output, and the adapter's.
 
         Parameters
@@ -154,7 +160,15 @@ class LoRAConv2d(eqx.Module):
         return _beside(_called(base, x, key, args, kwargs), self.scaling * adapted)
 
 
-def add_lora(model, rank, *, targets=None, alpha=None, dropout=0.0, key):
+def add_lora(
+    model: PyTree,
+    rank: int,
+    *,
+    targets: Callable[[str, Any], bool] | None = None,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    key: Array,
+) -> PyTree:
     """A model with adapters in place of its layers.
 
     Parameters
@@ -201,6 +215,7 @@ def add_lora(model, rank, *, targets=None, alpha=None, dropout=0.0, key):
             "equinox.nn.Conv2d. For others, lorsum.jax.lora(x, W) is the product with an adapter."
         )
     adapted = [layer for _, layer in leaves]
+    kind: Any
     for (number, layer), own in zip(places, jax.random.split(key, len(places)), strict=True):
         kind, ndim = (LoRALinear, 2) if isinstance(layer, eqx.nn.Linear) else (LoRAConv2d, 4)
         smaller = min(rank, *_as_matrix(layer.weight, ndim).shape)
@@ -208,7 +223,7 @@ def add_lora(model, rank, *, targets=None, alpha=None, dropout=0.0, key):
     return jax.tree.unflatten(structure, adapted)
 
 
-def partition(model, *, others=False):
+def partition(model: PyTree, *, others: bool | Callable[[str, Array], bool] = False) -> tuple[PyTree, PyTree]:
     """What is trained of a model, and what is frozen: everything but the adapters.
 
     Parameters
@@ -240,9 +255,9 @@ def partition(model, *, others=False):
     >>> [layer.base.bias.shape for layer in params.layers]
     [(4,), (3,)]
     """
-    adapted = {id(part.base.weight) for part in jax.tree.leaves(model, is_leaf=_is_adapted) if _is_adapted(part)}
+    adapted = {id(part.base.weight) for part in jax.tree.leaves(model, is_leaf=is_adapted) if is_adapted(part)}
 
-    def is_trained(path, leaf):
+    def is_trained(path: Any, leaf: Any) -> bool:
         if is_low_rank(leaf):
             return True
         if not others or not eqx.is_inexact_array(leaf):
@@ -255,152 +270,52 @@ def partition(model, *, others=False):
     return eqx.partition(model, trained)
 
 
-def merge(model):
-    """A model without adapters: each layer that has one is its base again, with the weight W₀ + s · W.
-
-    Parameters
-    ----------
-    model : pytree
-        With layers of :func:`add_lora` in it. A model that was split is put together first, by ``equinox.combine``.
-
-    Returns
-    -------
-    pytree
-        A new model that computes the same, but for dropout.
-
-    Raises
-    ------
-    ValueError
-        If there is no such layer, or if one is of a class that computes otherwise than ``equinox.nn.Linear`` and
-        ``equinox.nn.Conv2d``, so that its weight is not the matrix that the adapter is added to.
-
-    See Also
-    --------
-    merge_into : For weights and adapters that are kept apart.
-
-    Examples
-    --------
-    >>> import equinox as eqx, jax
-    >>> mlp = eqx.nn.MLP(5, 3, width_size=8, depth=1, key=jax.random.key(0))
-    >>> [type(layer).__name__ for layer in merge(add_lora(mlp, 2, key=jax.random.key(1))).layers]
-    ['Linear', 'Linear']
-    """
-    leaves, structure = jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_adapted)
-    if not any(_is_adapted(part) for _, part in leaves):
-        raise ValueError(f"`model` ({type(model).__name__}) has no layer with an adapter.")
-    merged = [_merged(jax.tree_util.keystr(path), part) if _is_adapted(part) else part for path, part in leaves]
-    return jax.tree.unflatten(structure, merged)
-
-
-def merge_into(weights, adapters, *, scaling=1.0):
-    """Weights with adapters added to them, W₀ + s · W, for models that are pytrees of arrays.
-
-    Parameters
-    ----------
-    weights : pytree of arrays
-    adapters : pytree
-        A LowRank in place of each weight that has one, and None, or nothing where a dict is, in place of the others.
-        Of a kernel that is stored as d_in × d_out, as in Flax, the adapter is ``W.T``.
-    scaling : float
-        s.
-
-    Returns
-    -------
-    pytree
-        ``weights``, in their own dtypes.
-
-    Raises
-    ------
-    ValueError
-        If an adapter has no weight of its shape.
-
-    Examples
-    --------
-    >>> import jax.numpy as jnp
-    >>> weights = {"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}
-    >>> merge_into(weights, {"kernel": LowRank(jnp.ones((2, 1)), jnp.ones((3, 1)))}, scaling=2.0)["kernel"].tolist()
-    [[2.0, 2.0, 2.0], [2.0, 2.0, 2.0]]
-    """
-    leaves, structure = jax.tree_util.tree_flatten_with_path(weights)
-    by_place = dict(leaves)
-    for path, W in jax.tree_util.tree_leaves_with_path(adapters, is_leaf=is_low_rank):
-        place, weight = f"adapters{jax.tree_util.keystr(path)}", by_place.get(path)
-        if not is_low_rank(W):
-            raise ValueError(f"`{place}` is a {type(W).__name__}; a LowRank or None is needed.")
-        if getattr(weight, "shape", None) != W.shape:
-            raise ValueError(f"`{place}` has shape {W.shape}, but the weight in its place {_shape_or_none(weight)}.")
-        by_place[path] = _sum(weight, W, scaling)
-    return jax.tree.unflatten(structure, [by_place[path] for path, _ in leaves])
-
-
-def _merged(place, layer):
-    """The base with the adapter in its weight."""
-    base, kind = layer.base, eqx.nn.Linear if isinstance(layer, LoRALinear) else eqx.nn.Conv2d
-    if not _computes_as(kind, base):
-        raise ValueError(
-            f"`model{place}` adapts a {type(base).__name__}, which computes otherwise than equinox.nn.{kind.__name__}: "
-            "its adapter is beside what it gives, not in its weight."
-        )
-    weight = base.weight
-    merged = _sum(weight.reshape(layer.W.shape), layer.W, layer.scaling).reshape(weight.shape)
-    return eqx.tree_at(lambda base: base.weight, base, merged)
-
-
-def _sum(weight, W, scaling):
-    """W₀ + s · W, added up in the more precise of the two dtypes, at least in single."""
-    dtype = computing_dtype(jnp, jnp.result_type(weight.dtype, W.dtype))
-    return (weight.astype(dtype) + scaling * W.astype(dtype).to_dense()).astype(weight.dtype)
-
-
-def _shape_or_none(weight):
-    return "is missing" if weight is None else getattr(weight, "shape", type(weight).__name__)
-
-
-def _computes_as(kind, layer):
+def computes_as(kind: type, layer: Any) -> bool:
     """True for a layer of this kind, or of a class derived from it that calls it as it is."""
     return type(layer).__call__ is kind.__call__
 
 
-def _called(base, x, key=None, args=(), kwargs=None):
+def _called(base: Any, x: Array, key: Array | None, args: Any, kwargs: dict[str, Any]) -> Any:
     """What a layer gives, also if it is of a class that takes no key."""
     takes = inspect.signature(type(base).__call__).parameters
     if key is not None and ("key" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values())):
-        kwargs = {"key": key, **(kwargs or {})}
-    return base(x, *args, **(kwargs or {}))
+        kwargs = {"key": key, **kwargs}
+    return base(x, *args, **kwargs)
 
 
-def _beside(y, adapted):
+def _beside(y: Any, adapted: Array) -> Any:
     """The sum of a base's output and its adapter's."""
     if isinstance(y, tuple):
         return (y[0] + adapted, *y[1:])
     return y + adapted
 
 
-def _folded(key):
+def _folded(key: Array | None) -> Array | None:
     """Another key, so that dropout and what the base draws are independent."""
     return None if key is None else jax.random.fold_in(key, 0)
 
 
-def _is_adapted(part):
+def is_adapted(part: Any) -> bool:
+    """True for a layer with an adapter."""
     return isinstance(part, (LoRALinear, LoRAConv2d))
 
 
-def _is_layer(part):
+def _is_layer(part: Any) -> bool:
     """True for what an adapter fits, and for layers that have one, which are left as they are."""
-    return isinstance(part, _BASES) or _is_adapted(part)
+    return isinstance(part, _BASES) or is_adapted(part)
 
 
-def _is_linear(name, layer):
+def _is_linear(name: str, layer: Any) -> bool:
     return isinstance(layer, eqx.nn.Linear)
 
 
-def _scaling(alpha, rank):
+def _scaling(alpha: Any, rank: int) -> float:
     if alpha is not None and not (isinstance(alpha, (int, float)) and math.isfinite(alpha)):
         raise ValueError(f"`alpha` is {alpha!r}; a finite number is needed.")
     return 1.0 if alpha is None else alpha / rank
 
 
-def _as_matrix(weight, ndim):
+def _as_matrix(weight: Any, ndim: int) -> Array:
     """The weight of one layer as a matrix."""
     if getattr(weight, "ndim", None) != ndim:
         raise ValueError(
@@ -410,7 +325,7 @@ def _as_matrix(weight, ndim):
     return weight.reshape(len(weight), -1)
 
 
-def _adapter(weight, rank, key):
+def _adapter(weight: Array, rank: int, key: Array) -> LowRank:
     """B = 0 and A uniform on ±1/√d_in: the layer computes what its base does."""
     m, n = weight.shape
     rank = as_rank(rank, (m, n), "rank")

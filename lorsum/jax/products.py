@@ -1,14 +1,13 @@
-"""Products with an adapter, x ↦ U Vᵀ x, as operations that JAX knows by name.
+"""Products with an adapter, x ↦ U Vᵀ x, as a primitive: an operation that programs of JAX have by name.
 
 One primitive does both linear layers and convolutions. Batched by ``jax.vmap`` it stays one: more rows of x, or more
 adapters. That is what lets :func:`lorsum.jax.value_and_grad` find each product and its X and S in any program.
 """
 
-import math
 import operator
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +15,22 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from lorsum.jax._matrix_views import Convolution, Linear, MatrixView
 from lorsum.lowrank import LowRank, LowRankSum
+from lorsum.typing import Array
 
-__all__ = ["lora", "lora_conv", "product_p"]
+__all__ = ["lora", "lora_conv", "plain_product", "product_p"]
 
 product_p = Primitive("lora")
 
+Sizes: TypeAlias = int | Sequence[int]
+"""An integer for each spatial dimension, or one for all of them."""
 
-def lora(x, W):
+Padding: TypeAlias = int | str | Sequence[int | tuple[int, int]]
+"""Zeros around an image: a number, one or two for each spatial dimension, or "SAME" or "VALID"."""
+
+
+def lora(x: Array, W: LowRank | LowRankSum) -> Array:
     """The product of rows with an adapter: ``x @ W.T``, in O((m + n) r) a row.
 
     Parameters
@@ -60,7 +67,15 @@ def lora(x, W):
     return _product(x, W, Linear(), 1)
 
 
-def lora_conv(x, W, kernel_size, *, stride=1, padding=0, dilation=1):
+def lora_conv(
+    x: Array,
+    W: LowRank | LowRankSum,
+    kernel_size: Sequence[int],
+    *,
+    stride: Sizes = 1,
+    padding: Padding = 0,
+    dilation: Sizes = 1,
+) -> Array:
     """The convolution with an adapter, which is viewed as a matrix that multiplies the patches of the image.
 
     Parameters
@@ -87,24 +102,26 @@ def lora_conv(x, W, kernel_size, *, stride=1, padding=0, dilation=1):
     """
     kernel = _sizes("kernel_size", kernel_size, None)
     dims = len(kernel)
+    pads: Any = padding
     if not isinstance(padding, str):
-        pads = (padding,) * dims if np.ndim(padding) == 0 else tuple(padding)
-        padding = tuple(_sizes("padding", pad, 2) for pad in pads)
-    view = Convolution(kernel, _sizes("stride", stride, dims), padding, _sizes("dilation", dilation, dims))
+        pads = (padding,) * dims if isinstance(padding, int) or np.ndim(padding) == 0 else tuple(padding)
+        pads = tuple(_sizes("padding", pad, 2) for pad in pads)
+    view = Convolution(kernel, _sizes("stride", stride, dims), pads, _sizes("dilation", dilation, dims))
     return _product(x, W, view, 1 + dims)
 
 
-def _sizes(name, value, count):
+def _sizes(name: str, value: Any, count: int | None) -> tuple[int, ...]:
     """So many integers; one stands for all of them."""
     if np.ndim(value) > 1 or (count is None and np.ndim(value) == 0):
         raise ValueError(f"`{name}` is {value!r}; one integer for each spatial dimension is needed.")
-    values = (value,) * count if np.ndim(value) == 0 else tuple(value)
+    values = (value,) * (count or 0) if np.ndim(value) == 0 else tuple(value)
     if count not in (None, len(values)):
         raise ValueError(f"`{name}` is {value!r}; {count} integers are needed.")
     return tuple(map(operator.index, values))
 
 
-def _product(x, W, view, dims):
+def _product(x: Array, W: Any, view: MatrixView, dims: int) -> Array:
+    """The product of an x that has so many dimensions beside leading ones."""
     if isinstance(W, LowRankSum) and W.is_factored:
         products = [c * _product(x, A, view, dims) for A, c in zip(W.terms, W.coefficients, strict=True)]
         return sum(products[1:], products[0])
@@ -120,98 +137,7 @@ def _product(x, W, view, dims):
     return product_p.bind(x, jnp.asarray(W.U), jnp.asarray(W.V), view=view, precision=precision)
 
 
-@dataclass(frozen=True)
-class Linear:
-    """How a linear layer is a product of matrices: one row a token."""
-
-    def columns(self, shape):
-        """n, for an x of this shape."""
-        return shape[-1]
-
-    def wanted(self, shape):
-        """The shape that x should have, in words."""
-        return f"{(*shape[:-2], '...', shape[-1])}".replace("'", "")
-
-    def rows(self, y):
-        """Number of rows in one output of this shape, stacks not counted."""
-        return math.prod(y[:-1])
-
-    def product(self, x, U, V):
-        """x V Uᵀ, for one adapter."""
-        return (x @ V) @ U.mT
-
-    def pair(self, S, x, batch):
-        """S and X as matrices, shapes (..., N, m) and (..., N, n), after so many dimensions of a stack."""
-        return tuple(a.reshape(*a.shape[:batch], -1, a.shape[-1]) for a in (S, x))
-
-    def dense(self, S, x):
-        """SᵀX."""
-        S, X = self.pair(S, x, 0)
-        return S.T @ X
-
-
-@dataclass(frozen=True)
-class Convolution:
-    """How a convolution is a product of matrices: one row an output position, of which X holds the patch."""
-
-    kernel: tuple
-    stride: tuple
-    padding: Any
-    dilation: tuple
-
-    def columns(self, shape):
-        """n, for an x of this shape."""
-        return shape[-1 - len(self.kernel)] * math.prod(self.kernel)
-
-    def wanted(self, shape):
-        """The shape that x should have, in words."""
-        spatial = ", ".join(["height", "width", "depth"][: len(self.kernel)])
-        stack = "".join(f"{size}, " for size in shape[:-2])
-        size = math.prod(self.kernel)
-        channels = shape[-1] // size if shape[-1] % size == 0 else f"{shape[-1]} / {size}"
-        return f"({stack}..., {channels}, {spatial})"
-
-    def rows(self, y):
-        """Number of rows in one output of this shape, stacks not counted."""
-        return math.prod(y) // y[-1 - len(self.kernel)]
-
-    def product(self, x, U, V):
-        """The convolution with A = Vᵀ, and the combination of its channels by B = U."""
-        images = self._images(x)
-        kernel = V.T.reshape(V.shape[-1], images.shape[1], *self.kernel)
-        y = jnp.tensordot(self._convolved(images, kernel), U, axes=(1, 1))
-        y = jnp.moveaxis(y, -1, 1)
-        return y.reshape(*x.shape[: -1 - len(self.kernel)], *y.shape[1:])
-
-    def pair(self, S, x, batch):
-        """S and X as matrices, shapes (..., N, m) and (..., N, n), after so many dimensions of a stack."""
-        if batch:
-            return jax.vmap(partial(self.pair, batch=batch - 1))(S, x)
-        patches = jax.lax.conv_general_dilated_patches(
-            self._images(x), self.kernel, self.stride, self.padding, rhs_dilation=self.dilation
-        )
-        return tuple(jnp.moveaxis(a, 1, -1).reshape(-1, a.shape[1]) for a in (self._images(S), patches))
-
-    def dense(self, S, x):
-        """SᵀX, the weight gradient of the convolution; no patch is copied."""
-        dtype = jnp.result_type(S, x)
-        images, S = self._images(x).astype(dtype), self._images(S).astype(dtype)
-        zeros = jnp.zeros((S.shape[1], images.shape[1], *self.kernel), dtype)
-        (G,) = jax.linear_transpose(lambda kernel: self._convolved(images, kernel), zeros)(S)
-        return G.reshape(S.shape[1], -1)
-
-    def _images(self, x):
-        """All leading dimensions as one."""
-        return x.reshape(-1, *x.shape[-1 - len(self.kernel) :])
-
-    def _convolved(self, images, kernel):
-        dtype = jnp.result_type(images, kernel)
-        return jax.lax.conv_general_dilated(
-            images.astype(dtype), kernel.astype(dtype), self.stride, self.padding, rhs_dilation=self.dilation
-        )
-
-
-def plain_product(x, U, V, *, view, precision):
+def plain_product(x: Array, U: Array, V: Array, *, view: MatrixView, precision: Any) -> Array:
     """The product, of one adapter or of a stack of them, in operations of jax.numpy."""
     product = view.product
     for _ in U.shape[:-2]:
@@ -220,11 +146,12 @@ def plain_product(x, U, V, *, view, precision):
         return product(x, U, V)
 
 
-def _abstract(x, U, V, **how):
+def _abstract(x: Any, U: Any, V: Any, **how: Any) -> Any:
+    """Shape and dtype of the product."""
     return jax.make_jaxpr(partial(plain_product, **how))(x, U, V).out_avals[0]
 
 
-def _batched(arguments, axes, **how):
+def _batched(arguments: Sequence[Array], axes: Sequence[Any], **how: Any) -> tuple[Array, int]:
     """Under ``jax.vmap``: more rows where x alone is mapped over, else more adapters."""
     x, U, V = arguments
     if axes[1] is None and axes[2] is None:
@@ -238,7 +165,7 @@ def _batched(arguments, axes, **how):
     return product_p.bind(*stacked, **how), 0
 
 
-def _differentiated(primals, tangents, **how):
+def _differentiated(primals: Sequence[Array], tangents: Sequence[Any], **how: Any) -> tuple[Array, Array]:
     """Along x alone a product again, as inside of a loss that has a derivative in it; else the plain product's."""
     x, U, V = primals
     dx, dU, dV = tangents
@@ -247,7 +174,7 @@ def _differentiated(primals, tangents, **how):
     return jax.jvp(partial(plain_product, **how), (x, U, V), tuple(map(ad.instantiate_zeros, tangents)))
 
 
-def _transposed(S, x, U, V, *, view, precision):
+def _transposed(S: Any, x: Any, U: Array, V: Array, *, view: MatrixView, precision: Any) -> tuple[Any, None, None]:
     """As a linear function of x, S ↦ S W: for rows again a product, with Wᵀ."""
     if isinstance(S, ad.Zero):
         return ad.Zero(x.aval), None, None

@@ -1,14 +1,20 @@
 """The update rules of :mod:`lorsum.optim` as gradient transformations of Optax."""
 
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from lorsum import optim
-from lorsum.jax._pytrees import checked_gradient, is_low_rank
+from lorsum.jax._pytrees import PyTree, flat_gradients, is_low_rank
 from lorsum.jax._serialization import register_with_flax
 from lorsum.lowrank import LowRank
+from lorsum.optim.rule import Schedule
+from lorsum.typing import RNG
 
 __all__ = [
     "oplora",
@@ -20,14 +26,16 @@ __all__ = [
     "transformation",
 ]
 
+F = TypeVar("F", bound=Callable[..., Any])
 
-def transformation(rule, *, rng=0):
+
+def transformation(rule: optim.Rule, *, rng: RNG = 0) -> optax.GradientTransformation:
     """A rule of :mod:`lorsum.optim` as a gradient transformation over adapters.
 
     Parameters
     ----------
-    rule : OPLoRA, SVDLoRA, PreconditionedSGD, …
-        What ``rule.step(W, G, state)`` does to an adapter W. λ, and G, are as there.
+    rule : Rule
+        One of :mod:`lorsum.optim`, or your own: ``rule.step(W, G, state)`` is what happens to an adapter W.
     rng : None, int or numpy.random.Generator
         Source of the random factor that a momentum starts with.
 
@@ -42,7 +50,7 @@ def transformation(rule, *, rng=0):
     ------
     TypeError
         In ``init`` or ``update``, if a parameter is no LowRank; in ``update``, if a gradient is a LowRank that is no
-        Pair, as ``jax.grad`` gives the gradients of the factors.
+        Pair, as ``jax.grad`` gives the gradients of the factors, or a matrix where the rule reads rows of S and X.
     ValueError
         In ``update``, without ``params``, or if gradients and parameters do not fit.
 
@@ -74,45 +82,43 @@ def transformation(rule, *, rng=0):
     register_with_flax()  # it may have been imported since
     seed = int(np.random.default_rng(rng).integers(2**52))
 
-    def init(params):
+    def init(params: PyTree) -> PyTree:
         adapters, structure = _adapters(params)
-        states = [
-            _counted_in_jax(rule.init(W, rng=np.random.default_rng([seed, number])))
-            for number, W in enumerate(adapters)
-        ]
-        return jax.tree.unflatten(structure, states)
+        states = [rule.init(W, rng=np.random.default_rng([seed, number])) for number, W in enumerate(adapters)]
+        return jax.tree.unflatten(structure, list(map(_counted_in_jax, states)))
 
-    def update(gradients, state, params=None):
+    def update(gradients: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         if params is None:
             raise ValueError(
                 "`params` is None: the step of an adapter depends on it, pass `update(grads, state, params)`."
             )
         adapters, structure = _adapters(params)
-        gradients, found = jax.tree.flatten(gradients, is_leaf=is_low_rank)
-        if found != structure:
-            raise ValueError(f"the gradients have the structure {found} and `params` {structure}: they must be equal.")
-        gradients = [checked_gradient(path, G) for path, G in _places(params, gradients)]
-        stepped = _stepped(rule, adapters, gradients, _states(structure, state))
+        named = flat_gradients(gradients, structure)
+        for W, (name, G) in zip(adapters, named, strict=True):
+            _check_form(rule, W, G, name)
+        stepped = _stepped(rule, adapters, [G for _, G in named], _states(structure, state))
         updates = [LowRank(new.U - old.U, new.V - old.V) for old, (new, _) in zip(adapters, stepped, strict=True)]
         return jax.tree.unflatten(structure, updates), jax.tree.unflatten(structure, [state for _, state in stepped])
 
     return optax.GradientTransformation(init, update)
 
 
-def oplora(
-    lr,
-    *,
-    momentum=0.0,
-    momentum_rank=None,
-    iters=1,
-    reg=1e-3,
-    first="U",
-    simultaneous=False,
-    method="auto",
-    weight_decay=0.0,
-    maximize=False,
-    rng=0,
-):
+def _with_options_of(rule: Callable[..., optim.Rule]) -> Callable[[F], F]:
+    """Show a rule's options and their defaults in the signature of a function that passes ``**options`` on to it."""
+
+    def shown(function: F) -> F:
+        first, *others = inspect.signature(function).parameters.values()
+        own = [first, *(p for p in others if p.kind is not p.VAR_KEYWORD)]
+        options = [p for name, p in inspect.signature(rule).parameters.items() if name not in {p.name for p in own}]
+        signature = inspect.signature(function).replace(parameters=[first, *options, *own[1:]])
+        function.__signature__ = signature  # type: ignore[attr-defined]
+        return function
+
+    return shown
+
+
+@_with_options_of(optim.OPLoRA)
+def oplora(lr: float | Schedule, *, rng: RNG = 0, **options: Any) -> optax.GradientTransformation:
     """OPLoRA: each adapter takes the step W − ηG − ηαM, rounded to its rank by LoRSum (algorithm 1 of the paper).
 
     Parameters
@@ -148,67 +154,25 @@ def oplora(
     >>> bool(value < 1e-3)
     True
     """
-    _check_static(momentum_rank=momentum_rank, iters=iters, rng=rng)
-    rule = optim.OPLoRA(
-        lr=lr,
-        momentum=momentum,
-        momentum_rank=momentum_rank,
-        iters=iters,
-        reg=reg,
-        first=first,
-        simultaneous=simultaneous,
-        method=method,
-        weight_decay=weight_decay,
-        maximize=maximize,
-    )
-    return transformation(rule, rng=rng)
+    return _of_rule(optim.OPLoRA, rng, lr=lr, **options)
 
 
-def projected_oplora(
-    lr,
-    *,
-    momentum=0.0,
-    iters=1,
-    reg=1e-3,
-    first="U",
-    simultaneous=False,
-    method="auto",
-    weight_decay=0.0,
-    maximize=False,
-    rng=0,
-):
+@_with_options_of(optim.ProjectedOPLoRA)
+def projected_oplora(lr: float | Schedule, *, rng: RNG = 0, **options: Any) -> optax.GradientTransformation:
     """OPLoRA with LoFT's momentum, projected at each step on what the adapter's factors can express.
 
     Parameters
     ----------
     lr, momentum, iters, reg, first, simultaneous, method, weight_decay, maximize, rng
         As for :func:`oplora` and :class:`lorsum.optim.ProjectedOPLoRA`.
-
-    Returns
-    -------
-    optax.GradientTransformation
     """
-    _check_static(iters=iters, rng=rng)
-    options = {"iters": iters, "reg": reg, "first": first, "simultaneous": simultaneous, "method": method}
-    options |= {"momentum": momentum, "weight_decay": weight_decay, "maximize": maximize}
-    return transformation(optim.ProjectedOPLoRA(lr=lr, **options), rng=rng)
+    return _of_rule(optim.ProjectedOPLoRA, rng, lr=lr, **options)
 
 
+@_with_options_of(optim.ScaledOPLoRA)
 def scaled_oplora(
-    lr,
-    *,
-    scale,
-    momentum=0.0,
-    momentum_rank=None,
-    iters=1,
-    reg=1e-3,
-    first="U",
-    simultaneous=False,
-    method="auto",
-    weight_decay=0.0,
-    maximize=False,
-    rng=0,
-):
+    lr: float | Schedule, *, scale: optim.scaled.Scale, rng: RNG = 0, **options: Any
+) -> optax.GradientTransformation:
     """OPLoRA in a metric that is estimated from the gradients (appendix B of the paper).
 
     Parameters
@@ -217,69 +181,67 @@ def scaled_oplora(
         As for :func:`oplora`.
     scale : KFAC, Shampoo or DiagonalScale
         Of :mod:`lorsum.optim`. K-FAC needs gradients that are pairs, ``value_and_grad(…, gradient="pairs")``.
-
-    Returns
-    -------
-    optax.GradientTransformation
     """
-    _check_static(momentum_rank=momentum_rank, iters=iters, rng=rng)
-    options = {"iters": iters, "reg": reg, "first": first, "simultaneous": simultaneous, "method": method}
-    options |= {"momentum": momentum, "weight_decay": weight_decay, "maximize": maximize}
-    rule = optim.ScaledOPLoRA(lr=lr, scale=scale, momentum_rank=momentum_rank, **options)
-    return transformation(rule, rng=rng)
+    return _of_rule(optim.ScaledOPLoRA, rng, lr=lr, scale=scale, **options)
 
 
-def preconditioned_sgd(lr, *, momentum=0.0, weight_decay=0.0, maximize=False, reg=1e-3):
+@_with_options_of(optim.PreconditionedSGD)
+def preconditioned_sgd(lr: float | Schedule, **options: Any) -> optax.GradientTransformation:
     """Gradient descent on the factors with preconditioned gradients: ScaledGD, Riemannian LoRA.
 
     Parameters
     ----------
     lr, momentum, weight_decay, maximize, reg
         As for :class:`lorsum.optim.PreconditionedSGD`.
-
-    Returns
-    -------
-    optax.GradientTransformation
-        See :func:`transformation`.
     """
-    options = {"momentum": momentum, "weight_decay": weight_decay, "maximize": maximize, "reg": reg}
-    return transformation(optim.PreconditionedSGD(lr=lr, **options))
+    return _of_rule(optim.PreconditionedSGD, lr=lr, **options)
 
 
-def preconditioned_adamw(lr, *, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, maximize=False, reg=1e-3):
+@_with_options_of(optim.PreconditionedAdamW)
+def preconditioned_adamw(lr: float | Schedule, **options: Any) -> optax.GradientTransformation:
     """AdamW fed with the preconditioned gradients of the factors.
 
     Parameters
     ----------
     lr, betas, eps, weight_decay, maximize, reg
         As for :class:`lorsum.optim.PreconditionedAdamW`.
-
-    Returns
-    -------
-    optax.GradientTransformation
-        See :func:`transformation`.
     """
-    options = {"betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize, "reg": reg}
-    return transformation(optim.PreconditionedAdamW(lr=lr, **options))
+    return _of_rule(optim.PreconditionedAdamW, lr=lr, **options)
 
 
-def svdlora(lr, *, momentum=0.0, weight_decay=0.0, maximize=False):
+@_with_options_of(optim.SVDLoRA)
+def svdlora(lr: float | Schedule, **options: Any) -> optax.GradientTransformation:
     """The step that OPLoRA approximates: the truncated SVD of the full step, with a full-rank momentum.
 
     Parameters
     ----------
     lr, momentum, weight_decay, maximize
-        As for :class:`lorsum.optim.SVDLoRA`.
-
-    Returns
-    -------
-    optax.GradientTransformation
-        See :func:`transformation`. With momentum its state has a matrix of each layer's size.
+        As for :class:`lorsum.optim.SVDLoRA`. With momentum the state has a matrix of each layer's size.
     """
-    return transformation(optim.SVDLoRA(lr=lr, momentum=momentum, weight_decay=weight_decay, maximize=maximize))
+    return _of_rule(optim.SVDLoRA, lr=lr, **options)
 
 
-def _adapters(params):
+def _of_rule(rule: Callable[..., optim.Rule], rng: RNG = 0, **options: Any) -> optax.GradientTransformation:
+    """The transformation by a rule of this kind; an error for what optax.inject_hyperparams has made an array of."""
+    for name in ("momentum_rank", "iters", "rng"):
+        if isinstance((options | {"rng": rng}).get(name), jax.Array):
+            raise TypeError(
+                f"`{name}` is a JAX array, but it decides what a step computes: with optax.inject_hyperparams list it "
+                "in `static_args`."
+            )
+    return transformation(rule(**options), rng=rng)
+
+
+def _check_form(rule: optim.Rule, W: LowRank, G: Any, name: str) -> None:
+    """An error for a matrix where a rule reads the rows of S and X."""
+    if not is_low_rank(G) and optim.reads(rule, W.rank).what == "rows":
+        raise TypeError(
+            f"the gradient of `{name}` is a matrix, but {type(rule).__name__} with these options reads the rows of S "
+            'and X: take lorsum.jax.value_and_grad(…, gradient="pairs"), and no multi_steps, whose mean is a matrix.'
+        )
+
+
+def _adapters(params: PyTree) -> tuple[list[LowRank], Any]:
     """The adapters, and the structure of which they are the leaves."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_low_rank)
     for path, leaf in leaves:
@@ -291,13 +253,7 @@ def _adapters(params):
     return [leaf for _, leaf in leaves], structure
 
 
-def _places(params, gradients):
-    """Each adapter's gradient and the name of its place."""
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_low_rank)]
-    return zip(paths, gradients, strict=True)
-
-
-def _states(structure, state):
+def _states(structure: Any, state: PyTree) -> list[Any]:
     """The state of each adapter."""
     try:
         return structure.flatten_up_to(state)
@@ -308,18 +264,20 @@ def _states(structure, state):
         ) from None
 
 
-def _counted_in_jax(state):
+def _counted_in_jax(state: Any) -> Any:
     """The state with its step as an array, as it will be after a step under jit: else that would compile anew."""
     return state._replace(count=jnp.asarray(state.count, jnp.int32))
 
 
-def _stepped(rule, adapters, gradients, states):
+def _stepped(
+    rule: optim.Rule, adapters: list[LowRank], gradients: list[Any], states: list[Any]
+) -> list[tuple[LowRank, Any]]:
     """The new adapter and state of each, those of one shape as one batch."""
-    together: dict = {}
+    together: dict[Any, list[int]] = {}
     for number, problem in enumerate(zip(adapters, gradients, states, strict=True)):
         leaves, structure = jax.tree.flatten(problem)
         together.setdefault((structure, *((x.shape, x.dtype) for x in leaves)), []).append(number)
-    stepped: dict = {}
+    stepped: dict[int, tuple[LowRank, Any]] = {}
     for numbers in together.values():
         if len(numbers) == 1:
             (number,) = numbers
@@ -332,15 +290,5 @@ def _stepped(rule, adapters, gradients, states):
     return [stepped[number] for number in range(len(adapters))]
 
 
-def _stack(trees):
+def _stack(trees: Iterable[PyTree]) -> PyTree:
     return jax.tree.map(lambda *parts: jnp.stack(parts), *trees)
-
-
-def _check_static(**options):
-    """An error for what optax.inject_hyperparams has made an array of."""
-    for name, value in options.items():
-        if isinstance(value, jax.Array):
-            raise TypeError(
-                f"`{name}` is a JAX array, but it decides what a step computes: with optax.inject_hyperparams list it "
-                "in `static_args`."
-            )

@@ -3,6 +3,7 @@
 Optax has its own of these for gradients that are arrays, of the shapes of the parameters.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,13 +12,13 @@ import jax.numpy as jnp
 import optax
 
 from lorsum._arrays import computing_dtype
-from lorsum.jax._pytrees import Pair, checked_gradient, is_low_rank
-from lorsum.lowrank import LowRank
+from lorsum.jax._pytrees import PyTree, flat_gradients, is_low_rank
+from lorsum.typing import Array
 
 __all__ = ["apply_if_finite", "clip_by_global_norm", "global_norm", "labels", "multi_steps", "set_to_zero"]
 
 
-def global_norm(gradients):
+def global_norm(gradients: PyTree) -> Array:
     """The root of the sum of all gradients' squared Frobenius norms, that of a pair being the norm of the matrix SᵀX.
 
     What ``optax.global_norm`` is for arrays. The norm of a pair comes from QR factors, which lose nothing where SᵀX is
@@ -44,7 +45,7 @@ def global_norm(gradients):
     return jnp.linalg.norm(jnp.stack(norms)) if norms else jnp.zeros(())
 
 
-def clip_by_global_norm(max_norm):
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     """Scale all gradients by one number so that the root of the sum of their squared Frobenius norms is at most this.
 
     Like ``optax.clip_by_global_norm``, for gradients of which some are low-rank pairs: their norm is that of the matrix
@@ -68,7 +69,7 @@ def clip_by_global_norm(max_norm):
     1.0
     """
 
-    def update(gradients, state, params=None):
+    def update(gradients: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
         norm = global_norm(gradients)
         c = jnp.where(norm > max_norm, max_norm / norm, 1.0)
         return jax.tree.map(lambda G: _times(c, G), gradients, is_leaf=is_low_rank), state
@@ -84,7 +85,7 @@ class ApplyIfFiniteState(NamedTuple):
     total_notfinite: Any
 
 
-def apply_if_finite(inner):
+def apply_if_finite(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """Leave out steps with a NaN or an infinity, in the gradients or in what follows from them: nothing moves then.
 
     What ``optax.apply_if_finite`` is for updates that have the structure of the gradients, which here they have not. It
@@ -111,10 +112,12 @@ def apply_if_finite(inner):
     """
     inner = optax.with_extra_args_support(inner)
 
-    def init(params):
+    def init(params: PyTree) -> ApplyIfFiniteState:
         return ApplyIfFiniteState(inner.init(params), jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32))
 
-    def update(gradients, state, params=None, **extra_args):
+    def update(
+        gradients: PyTree, state: ApplyIfFiniteState, params: PyTree = None, **extra_args: Any
+    ) -> tuple[PyTree, ApplyIfFiniteState]:
         finite = _all_finite(gradients)
         tame = _or_zero(finite, gradients)  # without jit, a step of what is not finite raises
         updates, inner_state = inner.update(tame, state.inner_state, params, **extra_args)
@@ -136,7 +139,9 @@ class MultiStepsState(NamedTuple):
     mean: Any
 
 
-def multi_steps(inner, every_k):
+def multi_steps(
+    inner: optax.GradientTransformation, every_k: int | Callable[[Array], Array | int]
+) -> optax.GradientTransformation:
     """Accumulate gradients: one step with the mean gradient of k calls, and updates of zero at the calls between.
 
     What ``optax.MultiSteps`` is for gradients that are arrays, of the shapes of the parameters. With a loss that is a
@@ -186,21 +191,23 @@ def multi_steps(inner, every_k):
     if not callable(every_k):
         _checked_count(every_k)
 
-    def init(params):
+    def init(params: PyTree) -> MultiStepsState:
         mean = jax.tree.map(_zero_gradient, params, is_leaf=is_low_rank)
         return MultiStepsState(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32), inner.init(params), mean)
 
-    def update(gradients, state, params=None, **extra_args):
+    def update(
+        gradients: PyTree, state: MultiStepsState, params: PyTree = None, **extra_args: Any
+    ) -> tuple[PyTree, MultiStepsState]:
         k = _checked_count(k_at(state.gradient_step))
         mean = _mean_with(gradients, state.mean, state.mini_step + 1)
 
-        def stepped():
+        def stepped() -> Any:
             gradient = jax.tree.map(_in_dtype_of, mean, gradients, is_leaf=is_low_rank)
             updates, inner_state = inner.update(gradient, state.inner_state, params, **extra_args)
             inner_state = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), inner_state, state.inner_state)
             return updates, (state.gradient_step + 1, inner_state, jax.tree.map(jnp.zeros_like, mean))
 
-        def waiting():
+        def waiting() -> Any:
             updates, _ = jax.eval_shape(stepped)
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), updates)
             return zeros, (state.gradient_step, state.inner_state, mean)
@@ -212,7 +219,7 @@ def multi_steps(inner, every_k):
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def set_to_zero():
+def set_to_zero() -> optax.GradientTransformation:
     """Updates of zero, for adapters that ``optax.multi_transform`` is to freeze.
 
     What ``optax.set_to_zero`` is for updates that have the structure of the gradients. Gradients are computed all the
@@ -231,7 +238,7 @@ def set_to_zero():
     0.0
     """
 
-    def update(gradients, state, params=None):
+    def update(gradients: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
         if params is None:
             raise ValueError("`params` is None, of which the updates are to have the structure.")
         return jax.tree.map(jnp.zeros_like, params), state
@@ -239,7 +246,7 @@ def set_to_zero():
     return optax.GradientTransformation(optax.init_empty_state, update)
 
 
-def labels(params):
+def labels(params: PyTree) -> Callable[[PyTree], PyTree]:
     """A function that says which parameters are "adapters", and which "others", for ``optax.multi_transform``.
 
     A function, since Optax would call a model of Equinox; and of these parameters, since Optax asks it about gradients
@@ -266,7 +273,7 @@ def labels(params):
     return lambda _: labelled
 
 
-def _checked_count(k):
+def _checked_count(k: Any) -> Any:
     """A positive number; under ``jit``, one that is computed cannot be checked."""
     if isinstance(k, jax.core.Tracer):
         return k
@@ -279,67 +286,53 @@ def _checked_count(k):
     return k
 
 
-def _zero_gradient(leaf):
+def _zero_gradient(leaf: Any) -> Array:
     """Zero, in the dtype that gradients of a parameter are added up in: a matrix for an adapter."""
     dtype = computing_dtype(jnp, leaf.dtype if is_low_rank(leaf) else jnp.result_type(leaf))
     return jnp.zeros(leaf.shape, dtype) if is_low_rank(leaf) else jnp.zeros_like(leaf, dtype)
 
 
-def _mean_with(gradients, mean, count):
+def _mean_with(gradients: PyTree, mean: PyTree, count: Array) -> PyTree:
     """The mean of so many gradients, of which these are the last, from that of the others."""
-    leaves = jax.tree_util.tree_leaves_with_path(gradients, is_leaf=is_low_rank)
-    found: Any = jax.tree.structure(gradients, is_leaf=is_low_rank)
     means, structure = jax.tree.flatten(mean)
-    if found != structure:
-        raise ValueError(f"the gradients have the structure {found} and `params` {structure}: they must be equal.")
 
-    def added(path, G, mean):
-        G = checked_gradient(path, G)
+    def added(name: str, G: Any, mean: Array) -> Array:
         if jnp.shape(G) != mean.shape:
-            place = jax.tree_util.keystr(path)
-            raise ValueError(f"the gradient of `params{place}` has shape {jnp.shape(G)}; {mean.shape} is needed.")
+            raise ValueError(f"the gradient of `{name}` has shape {jnp.shape(G)}; {mean.shape} is needed.")
         G = G.astype(mean.dtype).to_dense() if is_low_rank(G) else jnp.asarray(G, mean.dtype)
         return mean + (G - mean) / count
 
-    return jax.tree.unflatten(structure, [added(*leaf, mean) for leaf, mean in zip(leaves, means, strict=True)])
+    named = flat_gradients(gradients, structure)
+    return jax.tree.unflatten(structure, [added(*G, mean) for G, mean in zip(named, means, strict=True)])
 
 
-def _in_dtype_of(mean, G):
+def _in_dtype_of(mean: Array, G: Any) -> Array:
     """The mean in the dtype of a gradient that is an array; what is rounded last is the step of an adapter."""
     return mean if is_low_rank(G) else mean.astype(jnp.result_type(G))
 
 
-def _either(condition, one, other):
+def _either(condition: Any, one: Callable[[], Any], other: Callable[[], Any]) -> Any:
     """The result of one of two functions; where it is known which, it alone is run, as without ``jit`` all is."""
     if isinstance(condition, jax.core.Tracer):
         return jax.lax.cond(condition, one, other)
     return one() if condition else other()
 
 
-def _all_finite(tree):
-    return jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(_without_pairs(tree))]).all()
+def _all_finite(tree: PyTree) -> Array:
+    return jnp.array([jnp.isfinite(x).all() for x in filter(_is_numeric, jax.tree.leaves(tree))]).all()
 
 
-def _or_zero(kept, tree):
-    def of_array(x):
-        return jnp.where(kept, x, jnp.zeros_like(x))
-
-    def of_leaf(x):
-        return Pair._of(of_array(x.U), of_array(x.V)) if isinstance(x, Pair) else of_array(x)
-
-    return jax.tree.map(of_leaf, tree, is_leaf=_is_pair)
+def _or_zero(kept: Array, tree: PyTree) -> PyTree:
+    """The same where it is to be kept, else zero."""
+    return jax.tree.map(lambda x: jnp.where(kept, x, jnp.zeros_like(x)) if _is_numeric(x) else x, tree)
 
 
-def _without_pairs(tree):
-    """The same with an adapter's node in place of each pair, of the same arrays."""
-    return jax.tree.map(lambda x: LowRank._of(*x) if _is_pair(x) else x, tree, is_leaf=_is_pair)
+def _is_numeric(x: Array) -> bool:
+    """False for a random key, such as each pair has one beside its numbers."""
+    return not jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
 
 
-def _is_pair(x):
-    return isinstance(x, Pair)
-
-
-def _norm(G):
+def _norm(G: Any) -> Array:
     """Frobenius norm, over all dimensions."""
     G = G.astype(computing_dtype(jnp, G.dtype))
     if is_low_rank(G):
@@ -347,5 +340,5 @@ def _norm(G):
     return jnp.linalg.norm(jnp.ravel(G))
 
 
-def _times(c, G):
+def _times(c: Array, G: Any) -> Any:
     return type(G)._of(G.U * c.astype(G.dtype), G.V) if is_low_rank(G) else G * c.astype(G.dtype)

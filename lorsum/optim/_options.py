@@ -1,21 +1,19 @@
 """Checks of the options that the rules share, and what they do to a step: learning rate, decay, ascent."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
 
 import numpy as np
 from array_api_compat import is_array_api_obj
 
-from lorsum._arrays import as_number, is_scalar, is_traced
+from lorsum._arrays import as_count, as_number, is_scalar, is_traced
 from lorsum.lowrank import LowRank, as_sum
+from lorsum.typing import Array, Scalar
 
 __all__ = [
-    "check_betas",
-    "check_fraction",
-    "check_lr",
-    "check_maximize",
-    "check_nonnegative",
-    "check_positive",
+    "check_options",
     "decayed",
     "decayed_factors",
     "descending",
@@ -24,46 +22,53 @@ __all__ = [
 ]
 
 
-def lr_at(lr, count):
+def lr_at(lr: Any, count: Any) -> Scalar:
     """The learning rate of step ``count``."""
     if not callable(lr):
         return as_number(lr)
     value = as_number(lr(count))
-    check_nonnegative("lr", value)
+    _check_nonnegative("lr", value)
     return value
 
 
-def decayed(W, lr, weight_decay):
+def decayed(W: LowRank, lr: Scalar, weight_decay: Scalar) -> Any:
     """The first term of a target, (1 − η · weight_decay) W: decoupled weight decay, of the product."""
     return (1 - lr * weight_decay) * W if is_used(weight_decay) else W
 
 
-def decayed_factors(U, V, lr, weight_decay):
+def decayed_factors(U: Array, V: Array, lr: Scalar, weight_decay: Scalar) -> tuple[Array, Array]:
     """The factors of (1 − η · weight_decay) U Vᵀ, which both take their part of the decay."""
     kept = 1 - lr * weight_decay
     root = abs(kept) ** 0.5
     return (2 * (kept >= 0) - 1) * root * U, root * V
 
 
-def descending(G, maximize):
+def descending(G: Any, maximize: bool) -> Any:
     """The gradient of what a rule is to minimise: −G where it maximises."""
     if not maximize or not hasattr(G, "shape"):
         return G
     return -G if is_array_api_obj(G) else LowRank(-G.U, G.V) if isinstance(G, LowRank) else -as_sum(G, "G")
 
 
-def is_used(value):
+def is_used(value: Scalar) -> bool:
     """False for an option that is zero; what JAX has traced may be anything."""
     return is_traced(value) or bool(value)
 
 
-def check_lr(lr):
+def check_options(rule: Any) -> None:
+    """An error unless every option of a rule, or of a scale, is what an option of its name must be."""
+    for field in fields(rule):
+        if field.name in _CHECKS:
+            _CHECKS[field.name](field.name, getattr(rule, field.name))
+
+
+def _check_lr(name: str, value: Any) -> None:
     """Learning rates are non-negative numbers, or callables of the step."""
-    if not callable(lr):
-        check_nonnegative("lr", lr)
+    if not callable(value):
+        _check_nonnegative(name, value)
 
 
-def check_nonnegative(name, value):
+def _check_nonnegative(name: str, value: Any) -> None:
     """An error unless ``value`` is a finite number of at least 0."""
     if not is_scalar(value) or isinstance(value, complex):
         raise TypeError(f"`{name}` is {value!r}; a number is needed.")
@@ -71,31 +76,58 @@ def check_nonnegative(name, value):
         raise ValueError(f"`{name}` is {value}; it must be finite and at least 0.")
 
 
-def check_maximize(value):
-    """An error unless ``maximize`` is a truth value."""
+def _check_flag(name: str, value: Any) -> None:
+    """An error unless ``value`` is a truth value."""
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"`maximize` is {value!r}; True or False is needed.")
+        raise TypeError(f"`{name}` is {value!r}; True or False is needed.")
 
 
-def check_positive(name, value):
+def _check_positive(name: str, value: Any) -> None:
     """An error unless ``value`` is a finite number above 0."""
-    check_nonnegative(name, value)
+    _check_nonnegative(name, value)
     if not is_traced(value) and float(value) == 0:
         raise ValueError(f"`{name}` is 0; it must be above 0.")
 
 
-def check_fraction(name, value):
+def _check_fraction(name: str, value: Any) -> None:
     """An error unless ``value`` lies in [0, 1)."""
-    check_nonnegative(name, value)
+    _check_nonnegative(name, value)
     if not is_traced(value) and float(value) >= 1:
         raise ValueError(f"`{name}` is {value}; it must be below 1.")
 
 
-def check_betas(betas):
+def _check_betas(name: str, betas: Any) -> None:
     """An error unless ``betas`` are two numbers in [0, 1)."""
     if not isinstance(betas, Sequence):
-        raise TypeError(f"`betas` is {betas!r}; a pair of numbers is needed.")
+        raise TypeError(f"`{name}` is {betas!r}; a pair of numbers is needed.")
     if len(betas) != 2:
-        raise ValueError(f"`betas` is {betas!r}; two numbers are needed.")
+        raise ValueError(f"`{name}` is {betas!r}; two numbers are needed.")
     for value in betas:
-        check_fraction("betas", value)
+        _check_fraction(name, value)
+
+
+def _check_count(name: str, value: Any) -> None:
+    """An error unless ``value`` is an integer of at least 1."""
+    as_count(value, name, least=1)
+
+
+def _check_count_or_none(name: str, value: Any) -> None:
+    if value is not None:
+        _check_count(name, value)
+
+
+_CHECKS: dict[str, Callable[[str, Any], None]] = {
+    "lr": _check_lr,
+    "momentum": _check_fraction,
+    "momentum_rank": _check_count_or_none,
+    "betas": _check_betas,
+    "eps": _check_nonnegative,
+    "weight_decay": _check_nonnegative,
+    "reg": _check_nonnegative,
+    "iters": _check_count,
+    "maximize": _check_flag,
+    "rank": _check_count,
+    "smoothing": _check_fraction,
+    "damping": _check_positive,
+    "power": _check_nonnegative,
+}

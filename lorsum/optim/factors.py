@@ -1,21 +1,18 @@
 """Rules that train the factors U and V as if they were two independent parameters: LoRA as it is usually trained."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from lorsum._arrays import as_array, common_namespace, computing_dtype, conj, namespace_of
 from lorsum.lowrank import LowRank, as_sum
 from lorsum.optim._options import (
-    check_betas,
-    check_fraction,
-    check_lr,
-    check_maximize,
-    check_nonnegative,
+    check_options,
     descending,
     is_used,
     lr_at,
 )
+from lorsum.optim.rule import Reads, Schedule
+from lorsum.typing import RNG, Array, Scalar
 
 __all__ = ["SGD", "AdamW"]
 
@@ -24,15 +21,15 @@ class SGDState(NamedTuple):
     """Steps done, and a momentum buffer for each array that is trained."""
 
     count: Any
-    buffers: tuple
+    buffers: tuple[Array, ...]
 
 
 class AdamWState(NamedTuple):
     """Steps done, and the two moments of each array that is trained."""
 
     count: Any
-    first: tuple
-    second: tuple
+    first: tuple[Array, ...]
+    second: tuple[Array, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,22 +58,25 @@ class SGD:
     array([0.9, 1.1])
     """
 
-    lr: float | Callable
-    momentum: float = 0.0
-    weight_decay: float = 0.0
+    entrywise = True  # see lorsum.optim.Rule
+
+    lr: Scalar | Schedule
+    momentum: Scalar = 0.0
+    weight_decay: Scalar = 0.0
     maximize: bool = False
 
-    def __post_init__(self):
-        check_lr(self.lr)
-        check_fraction("momentum", self.momentum)
-        check_nonnegative("weight_decay", self.weight_decay)
-        check_maximize(self.maximize)
+    def __post_init__(self) -> None:
+        check_options(self)
 
-    def init(self, W, *, rng=None):
+    def reads(self, rank: int) -> Reads:
+        """Of G the gradients of the two factors."""
+        return Reads("factors")
+
+    def init(self, W: Any, *, rng: RNG = None) -> SGDState:
         """State before the first step. ``rng`` is not used: nothing here is random."""
         return SGDState(0, zeros_like_leaves(W) if is_used(self.momentum) else ())
 
-    def step(self, W, G, state):
+    def step(self, W: Any, G: Any, state: SGDState) -> tuple[Any, SGDState]:
         """``(W, state)`` after a step along G, the gradient with respect to the matrix W."""
         lr = lr_at(self.lr, state.count)
         arrays, buffers = leaves(W), self.gradients(W, descending(G, self.maximize), lr)
@@ -87,11 +87,13 @@ class SGD:
         W = rebuilt(W, [p - lr * b for p, b in zip(arrays, buffers, strict=True)])
         return W, SGDState(state.count + 1, tuple(buffers) if state.buffers else ())
 
-    def gradients(self, W, G, lr):
+    def gradients(self, W: Any, G: Any, lr: Scalar) -> list[Array]:
         """The directions to descend in, one for each array that is trained."""
         return leaf_gradients(W, G)
 
-    def decayed(self, W, arrays, gradients, lr):
+    def decayed(
+        self, W: Any, arrays: list[Array], gradients: list[Array], lr: Scalar
+    ) -> tuple[list[Array], list[Array]]:
         """The arrays and their gradients, with the decay in the gradients."""
         return arrays, [g + self.weight_decay * p for g, p in zip(gradients, arrays, strict=True)]
 
@@ -122,24 +124,27 @@ class AdamW:
     array([0.9, 1.1])
     """
 
-    lr: float | Callable
+    entrywise = True  # see lorsum.optim.Rule
+    trains_complex = False
+
+    lr: Scalar | Schedule
     betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.01
+    eps: Scalar = 1e-8
+    weight_decay: Scalar = 0.01
     maximize: bool = False
 
-    def __post_init__(self):
-        check_lr(self.lr)
-        check_betas(self.betas)
-        check_nonnegative("eps", self.eps)
-        check_nonnegative("weight_decay", self.weight_decay)
-        check_maximize(self.maximize)
+    def __post_init__(self) -> None:
+        check_options(self)
 
-    def init(self, W, *, rng=None):
+    def reads(self, rank: int) -> Reads:
+        """Of G the gradients of the two factors."""
+        return Reads("factors")
+
+    def init(self, W: Any, *, rng: RNG = None) -> AdamWState:
         """State before the first step. ``rng`` is not used: nothing here is random."""
         return AdamWState(0, zeros_like_leaves(W), zeros_like_leaves(W))
 
-    def step(self, W, G, state):
+    def step(self, W: Any, G: Any, state: AdamWState) -> tuple[Any, AdamWState]:
         """``(W, state)`` after a step along G, the gradient with respect to the matrix W."""
         lr, t = lr_at(self.lr, state.count), state.count + 1
         beta1, beta2 = self.betas
@@ -149,31 +154,31 @@ class AdamW:
         first = tuple(beta1 * m + (1 - beta1) * g for m, g in zip(state.first, gradients, strict=True))
         second = tuple(beta2 * v + (1 - beta2) * g**2 for v, g in zip(state.second, gradients, strict=True))
 
-        def moved(p, m, v):
+        def moved(p: Array, m: Array, v: Array) -> Array:
             root = namespace_of(v).sqrt(v / (1 - beta2**t)) + self.eps
             return p - lr * (m / (1 - beta1**t)) / root
 
         return rebuilt(W, list(map(moved, arrays, first, second))), AdamWState(t, first, second)
 
-    def gradients(self, W, G, lr):
+    def gradients(self, W: Any, G: Any, lr: Scalar) -> list[Array]:
         """The directions to descend in, one for each array that is trained."""
         return leaf_gradients(W, G)
 
-    def decayed(self, W, arrays, lr):
+    def decayed(self, W: Any, arrays: list[Array], lr: Scalar) -> list[Array]:
         """The arrays after decay, each by itself."""
         return [(1 - lr * self.weight_decay) * p for p in arrays]
 
 
-def leaves(W):
+def leaves(W: Any) -> list[Array]:
     """The arrays that are trained: the factors of an adapter, or the one array of a dense parameter.
 
     Half precision is trained in single: its steps would be lost to rounding, and Adam's ε is zero in it.
     """
     arrays = tuple(W) if isinstance(W, LowRank) else (as_array(W, "W", ndim=0),)
-    return tuple(_computing(p) for p in arrays)
+    return [_computing(p) for p in arrays]
 
 
-def leaf_gradients(W, G):
+def leaf_gradients(W: Any, G: Any) -> list[Array]:
     """Their gradients: G_U = G V and G_V = Gᵀ U (section 3 of the paper), or G."""
     G = checked_gradient(W, G)
     if not isinstance(W, LowRank):
@@ -182,7 +187,7 @@ def leaf_gradients(W, G):
     return [G @ conj(V), G.T @ conj(U)]
 
 
-def checked_gradient(W, G):
+def checked_gradient(W: Any, G: Any) -> Any:
     """The gradient in the precision that W is trained in: a sum for an adapter, an array for another parameter."""
     if not hasattr(G, "shape"):
         raise TypeError(f"`G` is a {type(G).__name__}; a LowRank, a LowRankSum or an array is needed.")
@@ -200,25 +205,25 @@ def checked_gradient(W, G):
     return G if G.dtype == dtype else namespace_of(G).astype(G, dtype)
 
 
-def _refuse_complex(W, G):
+def _refuse_complex(W: Any, G: Any) -> None:
     """An error where the imaginary part of a gradient would be dropped."""
     if G.dtype != W.dtype and "complex" in str(G.dtype) and "complex" not in str(W.dtype):
         raise TypeError(f"`G` has dtype {G.dtype} and `W` {W.dtype}: take the real part, or make `W` complex.")
 
 
-def rebuilt(W, arrays):
+def rebuilt(W: Any, arrays: list[Array]) -> Any:
     """The parameter W with new arrays, in its own dtype."""
     xp = namespace_of(arrays[0])
     arrays = [p if p.dtype == W.dtype else xp.astype(p, W.dtype) for p in arrays]
     return LowRank(*arrays) if isinstance(W, LowRank) else arrays[0]
 
 
-def zeros_like_leaves(W):
+def zeros_like_leaves(W: Any) -> tuple[Array, ...]:
     """A zero array for each that is trained."""
     return tuple(namespace_of(p).zeros_like(p) for p in leaves(W))
 
 
-def _computing(p):
+def _computing(p: Array) -> Array:
     xp = namespace_of(p)
     dtype = computing_dtype(xp, p.dtype)
     return p if p.dtype == dtype else xp.astype(p, dtype)

@@ -1,24 +1,22 @@
 """Rules that keep m × n matrices: what LoRA avoids, and what OPLoRA is compared with."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from lorsum._arrays import computing_dtype, namespace_of
-from lorsum.lowrank import as_sum
+from lorsum.lowrank import LowRank, as_sum
 from lorsum.optim._options import (
-    check_fraction,
-    check_lr,
-    check_maximize,
-    check_nonnegative,
+    check_options,
     decayed,
     descending,
     is_used,
     lr_at,
 )
-from lorsum.optim.factors import SGD, checked_gradient
+from lorsum.optim.factors import SGD, SGDState, checked_gradient
 from lorsum.optim.oplora import require_adapter
+from lorsum.optim.rule import Reads, Schedule
 from lorsum.svd import truncated_svd
+from lorsum.typing import RNG, Scalar
 
 __all__ = ["Full", "SVDLoRA"]
 
@@ -58,24 +56,25 @@ class SVDLoRA:
            [0., 0.]])
     """
 
-    lr: float | Callable
-    momentum: float = 0.0
-    weight_decay: float = 0.0
+    lr: Scalar | Schedule
+    momentum: Scalar = 0.0
+    weight_decay: Scalar = 0.0
     maximize: bool = False
 
-    def __post_init__(self):
-        check_lr(self.lr)
-        check_fraction("momentum", self.momentum)
-        check_nonnegative("weight_decay", self.weight_decay)
-        check_maximize(self.maximize)
+    def __post_init__(self) -> None:
+        check_options(self)
 
-    def init(self, W, *, rng=None):
+    def reads(self, rank: int) -> Reads:
+        """All of G."""
+        return Reads("matrix")
+
+    def init(self, W: LowRank, *, rng: RNG = None) -> SVDLoRAState:
         """State before the first step. ``rng`` is not used: nothing here is random."""
         require_adapter(W)
         W = W.astype(computing_dtype(namespace_of(W.U), W.dtype))
         return SVDLoRAState(0, 0 * W.to_dense() if is_used(self.momentum) else None)
 
-    def step(self, W, G, state):
+    def step(self, W: LowRank, G: Any, state: SVDLoRAState) -> tuple[LowRank, SVDLoRAState]:
         """``(W, state)`` after a step along G, the gradient with respect to the matrix W."""
         require_adapter(W)
         lr, M = lr_at(self.lr, state.count), checked_gradient(W, descending(G, self.maximize))
@@ -106,14 +105,18 @@ class Full(SGD):
            [ 0. , -0.5]])
     """
 
-    def init(self, W, *, rng=None):
+    def reads(self, rank: int) -> Reads:
+        """All of G."""
+        return Reads("matrix")
+
+    def init(self, W: Any, *, rng: RNG = None) -> SGDState:
         """State before the first step. ``rng`` is not used: nothing here is random."""
         return super().init(_dense(W), rng=rng)
 
-    def step(self, W, G, state):
+    def step(self, W: Any, G: Any, state: SGDState) -> tuple[Any, SGDState]:
         """``(W, state)`` after a step along G, the gradient with respect to the matrix W."""
         return super().step(_dense(W), G, state)
 
 
-def _dense(W):
+def _dense(W: Any) -> Any:
     return W.to_dense() if hasattr(W, "to_dense") else W

@@ -1,24 +1,23 @@
 """OPLoRA: the step W − ηG − ηαM, rounded to the adapter's rank by LoRSum."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from lorsum._arrays import as_count, namespace_of, normal, zeros_like
-from lorsum._half_steps import column_space
-from lorsum.alternating import check_choices, lorsums
+from lorsum._arrays import namespace_of, normal, zeros_like
+from lorsum._decompositions import column_space
+from lorsum.alternating import lorsums
+from lorsum.alternating.problem import as_problem, check_choices
 from lorsum.lowrank import LowRank, as_sum
 from lorsum.optim._options import (
-    check_fraction,
-    check_lr,
-    check_maximize,
-    check_nonnegative,
+    check_options,
     decayed,
     descending,
     is_used,
     lr_at,
 )
 from lorsum.optim.factors import checked_gradient, leaves
+from lorsum.optim.rule import Reads, Schedule
+from lorsum.typing import RNG, Factor, Scalar
 
 __all__ = ["OPLoRA", "ProjectedOPLoRA"]
 
@@ -84,29 +83,28 @@ class OPLoRA:
     (LowRank(6 × 5, rank 2, float64), LowRank(6 × 5, rank 2, float64))
     """
 
-    lr: float | Callable
-    momentum: float = 0.0
+    lr: Scalar | Schedule
+    momentum: Scalar = 0.0
     momentum_rank: int | None = None
     iters: int = 1
-    reg: float = 1e-3
-    first: str = "U"
+    reg: Scalar = 1e-3
+    first: Factor = "U"
     simultaneous: bool = False
-    method: str = "auto"
-    weight_decay: float = 0.0
+    method: Literal["auto", "direct", "coefficients"] = "auto"
+    weight_decay: Scalar = 0.0
     maximize: bool = False
 
-    def __post_init__(self):
-        check_lr(self.lr)
-        check_fraction("momentum", self.momentum)
-        check_nonnegative("reg", self.reg)
-        check_nonnegative("weight_decay", self.weight_decay)
-        check_maximize(self.maximize)
-        as_count(self.iters, "iters", least=1)
+    def __post_init__(self) -> None:
+        check_options(self)
         check_choices(first=self.first, method=self.method)
-        if self.momentum_rank is not None:
-            as_count(self.momentum_rank, "momentum_rank", least=1)
 
-    def init(self, W, *, rng=None):
+    def reads(self, rank: int) -> Reads:
+        """Of G what the half-steps multiply it by: K times the factors of W, and with momentum those of M."""
+        if self.method == "coefficients":  # compresses stacked factors, which G must have
+            return Reads("rows")
+        return Reads("products", self.iters * (rank + is_used(self.momentum) * (self.momentum_rank or rank)))
+
+    def init(self, W: LowRank, *, rng: RNG = None) -> Any:
         """State before the first step. M = 0, with one random factor: two zero factors would stay zero for ever."""
         require_adapter(W)
         if not is_used(self.momentum):
@@ -116,13 +114,15 @@ class OPLoRA:
         U, V = leaves(W)
         return OPLoRAState(0, LowRank(zeros_like((*batch, m, rank), U), normal((*batch, n, rank), V, rng)))
 
-    def step(self, W, G, state):
+    def step(self, W: LowRank, G: Any, state: Any) -> tuple[LowRank, Any]:
         """``(W, state)`` after a step along G, the gradient with respect to the matrix W."""
         require_adapter(W)
         W, M = self.moved(W, descending(G, self.maximize), state.M, lr_at(self.lr, state.count))
         return W, OPLoRAState(state.count + 1, M)
 
-    def moved(self, W, G, M, lr, metric=None):
+    def moved(
+        self, W: LowRank, G: Any, M: LowRank | None, lr: Scalar, metric: Any = None
+    ) -> tuple[LowRank, LowRank | None]:
         """W and M after a step (algorithm 1, lines 16 to 20); M is None without momentum."""
         G, options = checked_gradient(W, G), {"reg": lr * self.reg, "metric": metric}
         kept = decayed(W, lr, self.weight_decay)
@@ -133,9 +133,21 @@ class OPLoRA:
         stepped, rounded = self.rounded((target, options), (momentum, {"gauge": "balanced"}))
         return stepped.astype(W.dtype), rounded.astype(M.dtype)
 
-    def rounded(self, *problems):
+    def rounded(self, *problems: tuple[Any, dict[str, Any]]) -> list[LowRank]:
         """LoRSum of targets, each with options of its own beside this rule's."""
-        return lorsums(problems, iters=self.iters, first=self.first, simultaneous=self.simultaneous, method=self.method)
+        return lorsums(
+            [
+                as_problem(
+                    target,
+                    iters=self.iters,
+                    first=self.first,
+                    simultaneous=self.simultaneous,
+                    method=self.method,
+                    **own,
+                )
+                for target, own in problems
+            ]
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,19 +181,25 @@ class ProjectedOPLoRA(OPLoRA):
     10
     """
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.momentum_rank is not None:
             raise ValueError(f"`momentum_rank` is {self.momentum_rank}; a projected M has rank 2r, leave it None.")
 
-    def init(self, W, *, rng=None):
+    def reads(self, rank: int) -> Reads:
+        """Of G what the half-steps multiply it by, and with momentum what projects it."""
+        if self.method == "coefficients":
+            return Reads("rows")
+        return Reads("products", self.iters * rank + is_used(self.momentum) * rank)
+
+    def init(self, W: LowRank, *, rng: RNG = None) -> Any:
         """State before the first step. ``rng`` is not used: nothing here is random."""
         require_adapter(W)
         xp = namespace_of(W.U)
         zeros = [xp.concat([xp.zeros_like(factor)] * 2, axis=-1) for factor in leaves(W)]
         return OPLoRAState(0, LowRank(*zeros) if is_used(self.momentum) else None)
 
-    def step(self, W, G, state):
+    def step(self, W: LowRank, G: Any, state: Any) -> tuple[LowRank, Any]:
         """``(W, state)`` after a step along G, the gradient with respect to the matrix W."""
         require_adapter(W)
         if state.M is None:
@@ -193,7 +211,7 @@ class ProjectedOPLoRA(OPLoRA):
         return stepped.astype(W.dtype), OPLoRAState(state.count + 1, M)
 
 
-def tangent_projection(W, A):
+def tangent_projection(W: LowRank, A: Any) -> LowRank:
     """P_U A + A P_V − P_U A P_V as a matrix of rank 2r: what a first-order change of U and V can express."""
     xp, A = namespace_of(W.U), as_sum(A, "A")
     Qu, Qv = map(column_space, leaves(W))
@@ -202,7 +220,7 @@ def tangent_projection(W, A):
     return LowRank(xp.concat([Qu, right], axis=-1), xp.concat([left, Qv], axis=-1))
 
 
-def require_adapter(W):
+def require_adapter(W: Any) -> None:
     """An error unless W is a low-rank matrix."""
     if not isinstance(W, LowRank):
         raise TypeError(f"`W` is a {type(W).__name__}; this rule trains a LowRank. SGD and AdamW take other arrays.")

@@ -1,16 +1,19 @@
 """Rules that precondition a factor's gradient with the other factor's Gram matrix: ScaledGD, Riemannian LoRA."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from lorsum.alternating import least_squares_factor
 from lorsum.lowrank import LowRank
-from lorsum.optim._options import check_nonnegative, decayed_factors
+from lorsum.optim._options import decayed_factors
 from lorsum.optim.factors import SGD, AdamW, checked_gradient, leaf_gradients, leaves
+from lorsum.optim.rule import Reads
+from lorsum.typing import Array, Scalar
 
 __all__ = ["PreconditionedAdamW", "PreconditionedSGD"]
 
 
-def preconditioned_gradients(W, G, reg):
+def preconditioned_gradients(W: Any, G: Any, reg: Scalar) -> list[Array]:
     """G V (VᵀV + λI)⁻¹ and Gᵀ U (UᵀU + λI)⁻¹: half a step of LoRSum on G itself, from each side."""
     if not isinstance(W, LowRank):
         return leaf_gradients(W, G)
@@ -51,22 +54,24 @@ class PreconditionedSGD(SGD):
     array([2.95, 0.  ])
     """
 
-    reg: float = 1e-3
+    reg: Scalar = 1e-3
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_nonnegative("reg", self.reg)
+    def reads(self, rank: int) -> Reads:
+        """Of G a product with a basis of each factor's columns."""
+        return Reads("products", rank)
 
-    def gradients(self, W, G, lr):
+    def gradients(self, W: Any, G: Any, lr: Scalar) -> list[Array]:
         """The preconditioned gradients of the factors."""
         return preconditioned_gradients(W, G, lr * self.reg)
 
-    def decayed(self, W, arrays, gradients, lr):
+    def decayed(
+        self, W: Any, arrays: list[Array], gradients: list[Array], lr: Scalar
+    ) -> tuple[list[Array], list[Array]]:
         """The factors of the product after decay; a dense parameter as for SGD."""
         if not isinstance(W, LowRank):
             return super().decayed(W, arrays, gradients, lr)
         U, V = arrays
-        return decayed_factors(U, V, lr, self.weight_decay), gradients
+        return list(decayed_factors(U, V, lr, self.weight_decay)), gradients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,19 +97,19 @@ class PreconditionedAdamW(AdamW):
     array([2.9, 0. ])
     """
 
-    reg: float = 1e-3
+    reg: Scalar = 1e-3
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_nonnegative("reg", self.reg)
+    def reads(self, rank: int) -> Reads:
+        """Of G a product with a basis of each factor's columns."""
+        return Reads("products", rank)
 
-    def gradients(self, W, G, lr):
+    def gradients(self, W: Any, G: Any, lr: Scalar) -> list[Array]:
         """The preconditioned gradients of the factors."""
         return preconditioned_gradients(W, G, lr * self.reg)
 
-    def decayed(self, W, arrays, lr):
+    def decayed(self, W: Any, arrays: list[Array], lr: Scalar) -> list[Array]:
         """The factors of the product after decay; a dense parameter as for AdamW."""
         if not isinstance(W, LowRank):
             return super().decayed(W, arrays, lr)
         U, V = arrays
-        return decayed_factors(U, V, lr, self.weight_decay)
+        return list(decayed_factors(U, V, lr, self.weight_decay))

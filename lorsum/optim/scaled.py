@@ -4,19 +4,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-from lorsum._arrays import as_count, namespace_of, normal, zeros_like
+from lorsum._arrays import namespace_of, normal, zeros_like
 from lorsum.alternating import lorsum
 from lorsum.lowrank import LowRank, as_sum
 from lorsum.metrics import Damped, Diagonal
-from lorsum.optim._options import check_fraction, check_nonnegative, check_positive, descending, lr_at
+from lorsum.optim._options import check_options, descending, lr_at
 from lorsum.optim.factors import checked_gradient, leaves
 from lorsum.optim.oplora import OPLoRA, require_adapter
+from lorsum.optim.rule import Reads
+from lorsum.typing import RNG, Array, Scalar
 
 __all__ = ["KFAC", "DiagonalScale", "Scale", "ScaledOPLoRA", "Shampoo"]
 
 
 class Scale(Protocol):
-    """How a metric is estimated: what :class:`ScaledOPLoRA` asks of its ``scale``."""
+    """How a metric is estimated: what :class:`ScaledOPLoRA` asks of its ``scale``.
+
+    One that needs the rows of S and X, so that ``update`` gets no gradient but a ``LowRank(Sᵀ, Xᵀ)``, says so by
+    ``reads_rows = True``.
+    """
 
     def init(self, W: Any, rng: Any) -> Any:
         """The estimates before the first step."""
@@ -41,31 +47,28 @@ class _LowRankScale:
     """Running averages D ← LoRSum(βD + (1 − β) new) of two positive semidefinite matrices; M = (D + δI)^γ."""
 
     power: ClassVar[float]
-    moments: ClassVar[Callable]
+    moments: ClassVar[Callable[..., Any]]
 
     rank: int = 8
-    smoothing: float = 0.95
-    damping: float = 1e-3
+    smoothing: Scalar = 0.95
+    damping: Scalar = 1e-3
     iters: int = 1
 
-    def __post_init__(self):
-        as_count(self.rank, "rank", least=1)
-        as_count(self.iters, "iters", least=1)
-        check_fraction("smoothing", self.smoothing)
-        check_positive("damping", self.damping)
+    def __post_init__(self) -> None:
+        check_options(self)
 
-    def init(self, W, rng):
+    def init(self, W: LowRank, rng: RNG) -> tuple[Any, Any]:
         """Zero, with one random factor each: two zero factors would stay zero for ever."""
         W = LowRank(*leaves(W))  # in the precision to compute in
 
-        def zero(factor):
+        def zero(factor: Array) -> LowRank:
             *batch, d, _ = factor.shape
             shape = (*batch, d, min(self.rank, d))
             return LowRank(zeros_like(shape, factor), normal(shape, factor, rng))
 
         return zero(W.U), zero(W.V)
 
-    def update(self, D, G):
+    def update(self, D: tuple[Any, Any], G: Any) -> tuple[Any, ...]:
         """Both averages, after a gradient."""
         beta = self.smoothing
         return tuple(
@@ -73,7 +76,7 @@ class _LowRankScale:
             for old, new in zip(D, self.moments(G), strict=True)
         )
 
-    def metric(self, D, count):
+    def metric(self, D: tuple[Any, Any], count: Any) -> tuple[Any, ...]:
         """The averages without their bias towards the zero they started from, damped."""
         unbiased = 1 - self.smoothing**count
         return tuple(Damped(LowRank(A.U / unbiased, A.V), self.damping, self.power) for A in D)
@@ -103,9 +106,11 @@ class KFAC(_LowRankScale):
     """
 
     power = 1.0
-    output_scale: float = 1.0
+    reads_rows = True
 
-    def moments(self, G):
+    output_scale: Scalar = 1.0
+
+    def moments(self, G: Any) -> tuple[Any, Any]:
         """SᵀS / B and XᵀX / B of a gradient Sᵀ X over B rows."""
         if not isinstance(G, LowRank):
             raise TypeError(f"`G` is a {type(G).__name__}; K-FAC needs S and X, a LowRank(Sᵀ, Xᵀ).")
@@ -128,7 +133,7 @@ class Shampoo(_LowRankScale):
 
     power = 0.25
 
-    def moments(self, G):
+    def moments(self, G: Any) -> tuple[Any, Any]:
         """G Gᵀ and GᵀG, from G's factors."""
         if not isinstance(G, LowRank):
             G = as_sum(G, "G").to_dense()
@@ -150,31 +155,29 @@ class DiagonalScale:
         δ > 0, added to the averages.
     """
 
-    power: float = 0.25
-    smoothing: float = 0.95
-    damping: float = 1e-8
+    power: Scalar = 0.25
+    smoothing: Scalar = 0.95
+    damping: Scalar = 1e-8
 
-    def __post_init__(self):
-        check_nonnegative("power", self.power)
-        check_fraction("smoothing", self.smoothing)
-        check_positive("damping", self.damping)
+    def __post_init__(self) -> None:
+        check_options(self)
 
-    def init(self, W, rng):
+    def init(self, W: LowRank, rng: RNG) -> tuple[Any, Any]:
         """Zeros; nothing here is random."""
         return tuple(0 * factor[..., 0] for factor in leaves(W))
 
-    def update(self, D, G):
+    def update(self, D: tuple[Any, Any], G: Any) -> tuple[Any, ...]:
         """Both averages, after a gradient."""
         beta = self.smoothing
         return tuple(beta * old + (1 - beta) * new for old, new in zip(D, _squared_norms(G), strict=True))
 
-    def metric(self, D, count):
+    def metric(self, D: tuple[Any, Any], count: Any) -> tuple[Any, ...]:
         """The averages without their bias towards zero, damped."""
         unbiased = 1 - self.smoothing**count
         return tuple(Diagonal((d / unbiased + self.damping) ** self.power) for d in D)
 
 
-def _squared_norms(G):
+def _squared_norms(G: Any) -> tuple[Array, Array]:
     """Of G's rows and of its columns: the diagonals of G Gᵀ and GᵀG."""
     if isinstance(G, LowRank):
         U, V = G
@@ -222,17 +225,23 @@ class ScaledOPLoRA(OPLoRA):
 
     scale: Scale | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.scale is not None and not hasattr(self.scale, "metric"):
             raise TypeError(f"`scale` is {self.scale!r}; KFAC(), Shampoo(), DiagonalScale() or None is needed.")
 
-    def init(self, W, *, rng=None):
+    def reads(self, rank: int) -> Reads:
+        """What OPLoRA reads, or what the scale does: rows of S and X for K-FAC, all of G for the others."""
+        if self.scale is None or self.method == "coefficients":
+            return super().reads(rank)
+        return Reads("rows" if getattr(self.scale, "reads_rows", False) else "matrix")
+
+    def init(self, W: LowRank, *, rng: RNG = None) -> ScaledOPLoRAState:
         """State before the first step."""
         count, M = super().init(W, rng=rng)
         return ScaledOPLoRAState(count, M, None if self.scale is None else self.scale.init(W, rng))
 
-    def step(self, W, G, state):
+    def step(self, W: LowRank, G: Any, state: ScaledOPLoRAState) -> tuple[LowRank, ScaledOPLoRAState]:
         """``(W, state)`` after a step along G, the gradient with respect to the matrix W."""
         require_adapter(W)
         count, metric, D, G = state.count + 1, None, state.D, descending(G, self.maximize)

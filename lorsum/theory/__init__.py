@@ -1,8 +1,12 @@
-"""Floor 2: what theory says of LoRSum before it runs, and what it certifies afterwards.
+"""What theory says of LoRSum before it runs, and what it certifies afterwards.
 
 W is the target with singular values σ₁ ≥ σ₂ ≥ …, and W_r its truncated SVD. An iteration with λ = 0 is one of subspace
 iteration [1]_: with ``first="U"``, after K of them U spans W(WᵀW)ᴷ⁻¹V₀, V spans (WᵀW)ᴷV₀, and the iterate is X = P W, P
 the projector on U's columns. For ``first="V"`` left and right change places.
+
+Before a run: :func:`contraction_rate`, :func:`angle_bounds`, :func:`singular_value_bounds`, :func:`excess_bound`,
+:func:`iterations_needed` where the singular values are known, :func:`gap_free_bound` where they are not,
+:func:`random_start_angle`; :func:`reg_singular_values` for λ > 0. Afterwards: :func:`a_posteriori_bounds`.
 
 The bounds that come before the run depend on the start only through θ₀, the largest principal angle between V₀'s
 columns and the dominant right singular subspace: ``start_angle``, in radians. An iteration with more than r columns,

@@ -1,13 +1,14 @@
 """What an iterate of LoRSum tells of its distance from the truncated SVD, without an SVD of the target."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from lorsum._arrays import as_rank, conj, eps, is_scalar, namespace_of
 from lorsum._decompositions import qr, svd
 from lorsum.diagnostics import _in_double
-from lorsum.lowrank import LowRank, as_sum, check_addable, require_finite
+from lorsum.lowrank import LowRank, LowRankSum, as_sum, check_addable, require_finite
+from lorsum.typing import Array, Matrix
 
 __all__ = ["APosterioriBounds", "a_posteriori_bounds"]
 
@@ -35,12 +36,12 @@ class APosterioriBounds(NamedTuple):
     error: float
     optimal: float
     excess: float
-    lower: Any
-    upper: Any
+    lower: Array
+    upper: Array
     angle: float
 
 
-def a_posteriori_bounds(approx, target, *, tail=None):
+def a_posteriori_bounds(approx: LowRank, target: Matrix, *, tail: float | None = None) -> APosterioriBounds:
     """Bounds of the excess error, the singular values and the angle, from one more product with the target each way.
 
     Parameters
@@ -131,7 +132,7 @@ def a_posteriori_bounds(approx, target, *, tail=None):
     return APosterioriBounds(error, optimal, excess, size * low, size * upper, angle)
 
 
-def _optimal(b, coupling, missed, alpha, known):
+def _optimal(b: Array, coupling: Array, missed: float, alpha: float, known: float) -> float:
     """The largest lower bound of ‖W − W_r‖ over a choice of γ."""
     bounds = [0.0]
     if known < b[-1]:
@@ -143,7 +144,7 @@ def _optimal(b, coupling, missed, alpha, known):
     return float(np.sqrt(max(bounds)))
 
 
-def _rotation(b, coupling, known):
+def _rotation(b: Array, coupling: Array, known: float) -> tuple[Array, float]:
     """What σ_i² may exceed b_i² by, and the angle, where σ_{r+1} ≤ ``known`` < b_r; infinity and π/2 elsewhere."""
     if known >= b[-1]:
         return np.full_like(b, np.inf), np.pi / 2
@@ -152,7 +153,7 @@ def _rotation(b, coupling, known):
     return np.minimum(np.sum(coupling**2 / apart), sine2 * apart), float(np.arcsin(min(1.0, np.sqrt(sine2))))
 
 
-def _spectral_norm_bound(A):
+def _spectral_norm_bound(A: LowRankSum) -> float:
     """An upper bound of ‖A‖₂: the Schatten norm of order 2^(SQUARINGS + 2), from a Gram matrix squared repeatedly."""
     C = A.compressed()[1] if A.is_factored else A.to_dense()
     xp = namespace_of(C)
@@ -170,7 +171,7 @@ def _spectral_norm_bound(A):
     return scale * float(np.exp(log_norm / 2))
 
 
-def _checked(approx, target, tail):
+def _checked(approx: LowRank, target: Matrix, tail: float | None) -> tuple[LowRankSum, LowRank]:
     """The two matrices in double precision."""
     if not isinstance(approx, LowRank):
         raise TypeError(f"`approx` is a {type(approx).__name__}; a LowRank is needed.")
@@ -187,6 +188,6 @@ def _checked(approx, target, tail):
     return _in_double(W), _in_double(X).terms[0]
 
 
-def _numbers(x):
+def _numbers(x: Array) -> Array:
     """A vector of any array library as NumPy's."""
     return np.asarray([float(value) for value in x])

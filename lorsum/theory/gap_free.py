@@ -1,13 +1,16 @@
 """What LoRSum with λ = 0 is sure to reach whatever the singular values of its target."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from lorsum._arrays import as_count
+from lorsum.typing import Acceleration, Array
 
 __all__ = ["chebyshev_decay", "gap_free_bound", "gap_free_loss", "is_krylov", "random_start_angle", "tangent_of"]
 
 
-def gap_free_bound(iters, start_angle, *, accelerate=None):
+def gap_free_bound(iters: int, start_angle: float, *, accelerate: Acceleration | None = None) -> float:
     """An ε with σ_i² − σ_i(X)² ≤ ε σ_{q+1}² for all i ≤ r after K iterations with λ = 0, whatever the spectrum.
 
     Parameters
@@ -55,7 +58,7 @@ def gap_free_bound(iters, start_angle, *, accelerate=None):
     return gap_free_loss(as_count(iters, "iters", least=1), tangent_of(start_angle), is_krylov(accelerate))
 
 
-def random_start_angle(n, rank, *, columns=None, failure=0.01):
+def random_start_angle(n: int, rank: int, *, columns: int | None = None, failure: float = 0.01) -> float:
     """An angle that a start with independent standard normal entries exceeds with small probability only.
 
     Parameters
@@ -114,52 +117,52 @@ def random_start_angle(n, rank, *, columns=None, failure=0.01):
     return float(np.arctan(rest * inverse))
 
 
-def gap_free_loss(iters, tangent, krylov):
-    """:func:`gap_free_bound` for tan θ₀, and behind the checks."""
+def gap_free_loss(iters: int, tangent: float, krylov: bool) -> float:
+    """:func:`gap_free_bound` for tan θ₀, without checks."""
     if iters == 1 or np.isinf(tangent):
         return float(tangent**2)
     loss = _largest_power_loss(2 * iters - 1, tangent**2)
     return min(loss, _largest_chebyshev_loss(iters - 1, tangent**2)) if krylov else loss
 
 
-def _largest_power_loss(a, t2):
+def _largest_power_loss(a: int, t2: float) -> float:
     """The maximum of (1 − x) t² xᵃ⁻¹ / (1 + t² xᵃ), whose logarithmic derivative, times x, falls through zero once."""
     x = _sign_change(lambda x: (a - 1) - x / (1 - x) - a * t2 * x**a / (1 + t2 * x**a), 0.0, 1.0)
     return float((1 - x) * t2 * x ** (a - 1) / (1 + t2 * x**a))
 
 
-def _largest_chebyshev_loss(degree, t2):
+def _largest_chebyshev_loss(degree: int, t2: float) -> float:
     """The minimum over δ of max(t²/T(1 + 2δ)², δ t²/(1 + t²)): where a falling function meets a rising one."""
     rising = t2 / (1 + t2)
 
-    def falling(delta):
-        return t2 * chebyshev_decay(degree, 1 + 2 * delta)
+    def falling(delta: float) -> float:
+        return float(t2 * chebyshev_decay(degree, 1 + 2 * delta))
 
     delta = _sign_change(lambda delta: falling(delta) - delta * rising, 0.0, 1 + t2)
     return float(max(falling(delta), delta * rising))
 
 
-def _sign_change(f, low, high):
+def _sign_change(f: Callable[[float], float], low: float, high: float) -> float:
     """Where a function that is positive on its left becomes negative, by bisection to the last bit."""
     while low < (middle := (low + high) / 2) < high:
         low, high = (middle, high) if f(middle) > 0 else (low, middle)
     return low
 
 
-def chebyshev_decay(degree, x):
+def chebyshev_decay(degree: int, x: Array) -> Array:
     """1/T(x)² at x ≥ 1 for the Chebyshev polynomial T; its largest value in [−1, 1] is 1."""
     with np.errstate(over="ignore"):
         return (1 / np.cosh(degree * np.arccosh(x))) ** 2
 
 
-def tangent_of(start_angle):
+def tangent_of(start_angle: float) -> float:
     """tan θ₀ for an angle between 0 and π/2, infinite where π/2 is meant."""
     if not 0 <= start_angle <= np.pi / 2:
         raise ValueError(f"`start_angle` is {start_angle}; an angle between 0 and π/2, in radians, is needed.")
-    return np.inf if start_angle > np.pi / 2 - 1e-15 else np.tan(start_angle)
+    return np.inf if start_angle > np.pi / 2 - 1e-15 else float(np.tan(start_angle))
 
 
-def is_krylov(accelerate):
+def is_krylov(accelerate: Acceleration | None) -> bool:
     """True for "krylov", False for None."""
     if accelerate not in (None, "krylov"):
         raise ValueError(f"`accelerate` is {accelerate!r}; it must be None or 'krylov'.")

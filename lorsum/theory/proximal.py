@@ -3,11 +3,12 @@
 import numpy as np
 
 from lorsum._arrays import as_count
+from lorsum.typing import Array
 
 __all__ = ["reg_singular_values"]
 
 
-def reg_singular_values(s, start, reg, iters=None):
+def reg_singular_values(s: Array, start: Array, reg: float, iters: int | None = None) -> Array:
     """Singular values of the iterates with λ > 0 where the start already has singular vectors of the target.
 
     Parameters
@@ -72,7 +73,7 @@ def reg_singular_values(s, start, reg, iters=None):
     return u * v
 
 
-def _limit(s, start, reg):
+def _limit(s: Array, start: Array, reg: float) -> Array:
     c = np.sqrt(start)
     low, high = np.minimum(np.sqrt(s), c), np.maximum(np.sqrt(s), c)  # the cubic changes sign in between
     for _ in range(100):

@@ -6,6 +6,7 @@ import numpy as np
 
 from lorsum._arrays import as_count
 from lorsum.theory.gap_free import chebyshev_decay, gap_free_loss, is_krylov, tangent_of
+from lorsum.typing import Acceleration, Array, Factor
 
 __all__ = [
     "AngleBounds",
@@ -17,7 +18,7 @@ __all__ = [
 ]
 
 
-def contraction_rate(s, rank):
+def contraction_rate(s: Array, rank: int) -> float:
     """Factor (σ_{r+1}/σ_r)² by which one iteration with λ = 0 shrinks the tangent of the largest angle, asymptotically.
 
     Parameters
@@ -61,7 +62,9 @@ class AngleBounds(NamedTuple):
     right: float
 
 
-def angle_bounds(s, rank, iters, start_angle, *, first="U", dominant=None):
+def angle_bounds(
+    s: Array, rank: int, iters: int, start_angle: float, *, first: Factor = "U", dominant: int | None = None
+) -> AngleBounds:
     """Largest angle that K iterations with λ = 0 leave between the iterate's and the dominant singular subspaces.
 
     Parameters
@@ -116,7 +119,15 @@ def angle_bounds(s, rank, iters, start_angle, *, first="U", dominant=None):
     return AngleBounds(odd, even) if first == "U" else AngleBounds(even, odd)
 
 
-def singular_value_bounds(s, rank, iters, start_angle, *, dominant=None, accelerate=None):
+def singular_value_bounds(
+    s: Array,
+    rank: int,
+    iters: int,
+    start_angle: float,
+    *,
+    dominant: int | None = None,
+    accelerate: Acceleration | None = None,
+) -> Array:
     """Lower bounds of the singular values of the iterate after K iterations with λ = 0; upper bounds are σ₁ … σ_r.
 
     Parameters
@@ -175,7 +186,15 @@ def singular_value_bounds(s, rank, iters, start_angle, *, dominant=None, acceler
     return s[:rank] * np.sqrt(1 - _losses(s, rank, dominant, iters, tangent, krylov))
 
 
-def excess_bound(s, rank, iters, start_angle, *, dominant=None, accelerate=None):
+def excess_bound(
+    s: Array,
+    rank: int,
+    iters: int,
+    start_angle: float,
+    *,
+    dominant: int | None = None,
+    accelerate: Acceleration | None = None,
+) -> float:
     """Largest excess error ‖W − X‖ / ‖W − W_r‖ − 1 that K iterations with λ = 0 may leave, in Frobenius norms.
 
     Parameters
@@ -208,15 +227,23 @@ def excess_bound(s, rank, iters, start_angle, *, dominant=None, accelerate=None)
     return _excess(s, rank, dominant, iters, tangent, krylov)
 
 
-def iterations_needed(s, rank, tolerance, start_angle, *, dominant=None, accelerate=None):
-    """Smallest K for which :func:`excess_bound` is at most ``tolerance``: that many iterations are enough.
+def iterations_needed(
+    s: Array,
+    rank: int,
+    tol: float,
+    start_angle: float,
+    *,
+    dominant: int | None = None,
+    accelerate: Acceleration | None = None,
+) -> int:
+    """Smallest K for which :func:`excess_bound` is at most ``tol``: that many iterations are enough.
 
     Parameters
     ----------
     s, rank, start_angle, dominant, accelerate
         As for :func:`excess_bound`. The angle of a random start is bounded by :func:`random_start_angle`.
-    tolerance : float
-        The excess error ‖W − X‖ / ‖W − W_r‖ − 1 to reach, above 0.
+    tol : float
+        The excess error ‖W − X‖ / ‖W − W_r‖ − 1 to reach, above 0; as in :func:`lorsum.lorsum_until`.
 
     Returns
     -------
@@ -236,21 +263,21 @@ def iterations_needed(s, rank, tolerance, start_angle, *, dominant=None, acceler
     """
     s, rank, dominant = _checked(s, rank, dominant)
     tangent, krylov = tangent_of(start_angle), is_krylov(accelerate)
-    if not tolerance > 0:
-        raise ValueError(f"`tolerance` is {tolerance}; it must be above 0.")
+    if not tol > 0:
+        raise ValueError(f"`tol` is {tol}; it must be above 0.")
     if np.isinf(tangent):
         raise ValueError("`start_angle` is π/2, where the iteration may stay: start elsewhere, at random for example.")
     few, many = 0, 1
-    while _excess(s, rank, dominant, many, tangent, krylov) > tolerance:
+    while _excess(s, rank, dominant, many, tangent, krylov) > tol:
         few, many = many, 2 * many
     while many - few > 1:
         middle = (few + many) // 2
-        enough = _excess(s, rank, dominant, middle, tangent, krylov) <= tolerance
+        enough = _excess(s, rank, dominant, middle, tangent, krylov) <= tol
         few, many = (few, middle) if enough else (middle, many)
     return many
 
 
-def _excess(s, rank, dominant, iters, tangent, krylov):
+def _excess(s: Array, rank: int, dominant: int, iters: int, tangent: float, krylov: bool) -> float:
     s = s / (s[0] or 1)
     lost = np.sum(s[:rank] ** 2 * _losses(s, rank, dominant, iters, tangent, krylov))
     optimal = np.sum(s[rank:] ** 2)
@@ -259,7 +286,7 @@ def _excess(s, rank, dominant, iters, tangent, krylov):
     return float(lost / optimal / (1 + np.sqrt(1 + lost / optimal)))
 
 
-def _losses(s, rank, dominant, iters, tangent, krylov):
+def _losses(s: Array, rank: int, dominant: int, iters: int, tangent: float, krylov: bool) -> Array:
     """The bound of 1 − σ_i(X)²/σ_i² for i = 1 … r."""
     tail = s[dominant:]
     if np.isinf(tangent):
@@ -268,7 +295,7 @@ def _losses(s, rank, dominant, iters, tangent, krylov):
         return np.zeros(rank)
     x = (tail / s[:rank, None]) ** 2
 
-    def loss(decay):
+    def loss(decay: Array) -> Array:
         return np.max((1 - x) * tangent**2 * decay / (1 + tangent**2 * decay), axis=1)
 
     losses = loss(x ** (2 * iters - 1))
@@ -278,14 +305,14 @@ def _losses(s, rank, dominant, iters, tangent, krylov):
     return losses
 
 
-def _ratio(s, rank, dominant):
+def _ratio(s: Array, rank: int, dominant: int) -> float:
     """σ_{q+1}/σ_r; zero where there is no σ_{q+1}."""
     if s[rank - 1] == 0:
         raise ValueError(f"`s` is zero at position `rank` = {rank}: the dominant subspace is not unique.")
-    return s[dominant] / s[rank - 1] if dominant < len(s) else 0.0
+    return float(s[dominant] / s[rank - 1]) if dominant < len(s) else 0.0
 
 
-def _checked(s, rank, dominant=None):
+def _checked(s: Array, rank: int, dominant: int | None = None) -> tuple[Array, int, int]:
     s = np.asarray(s, dtype=float)
     if s.ndim != 1 or not np.all(np.isfinite(s)) or np.any(np.diff(s) > 0) or np.any(s < 0):
         raise ValueError("`s` must be one row of finite, non-negative, descending singular values.")

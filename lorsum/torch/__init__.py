@@ -1,4 +1,4 @@
-"""Floor 4: PyTorch. OPLoRA and its siblings as optimizers of plain modules and of Hugging Face PEFT models.
+"""PyTorch: OPLoRA and its siblings as optimizers of plain modules and of Hugging Face PEFT models.
 
 >>> import torch
 >>> import lorsum.torch
@@ -12,7 +12,7 @@
 """
 
 from lorsum.torch._adapters import Adapter, adapters
-from lorsum.torch._base import AdapterOptimizer
+from lorsum.torch._optimizer import AdapterOptimizer
 from lorsum.torch.layers import LoRAConv2d, LoRALinear, add_lora
 from lorsum.torch.optimizers import (
     OPLoRA,

@@ -1,8 +1,9 @@
 """The LoRA adapters of a model: which modules form a pair, and which are refused by name."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lorsum.lowrank import LowRank
 from lorsum.torch._gradient import ConvolutionView, LinearView
@@ -26,11 +27,13 @@ class Site:
         How a call's input of lora_A and output gradient of lora_B make X and S.
     """
 
-    def __init__(self, name, lora_A, lora_B):
+    def __init__(self, name: str, lora_A: Any, lora_B: Any):
         self.name, self.lora_A, self.lora_B = name, lora_A, lora_B
         _check_modules(name, lora_A, lora_B)
         shape = (lora_B.weight.shape[0], lora_A.weight[0].numel())
-        self.view = LinearView(shape) if isinstance(lora_A, nn.Linear) else ConvolutionView(shape, lora_A)
+        self.view: LinearView | ConvolutionView = (
+            LinearView(shape) if isinstance(lora_A, nn.Linear) else ConvolutionView(shape, lora_A)
+        )
 
 
 class Adapter:
@@ -50,30 +53,31 @@ class Adapter:
         r.
     """
 
-    def __init__(self, sites):
+    def __init__(self, sites: Iterable[Site]):
         self.sites = tuple(sites)
         self.name = self.sites[0].name
-        self.A, self.B = self.sites[0].lora_A.weight, self.sites[0].lora_B.weight
-        self.shape, self.rank = self.sites[0].view.shape, self.B.shape[1]
+        self.A: nn.Parameter = self.sites[0].lora_A.weight
+        self.B: nn.Parameter = self.sites[0].lora_B.weight
+        self.shape, self.rank = self.sites[0].view.shape, int(self.B.shape[1])
         self._shapes = self.A.shape, self.B.shape
         if self.rank > min(self.shape):
             m, n = self.shape
             raise ValueError(f"`{self.name}` has rank {self.rank}, above min(d_out, d_in) = {min(m, n)} of {m} × {n}.")
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         m, n = self.shape
         return f"Adapter({self.name}: {m} × {n}, rank {self.rank})"
 
     @property
-    def trained(self):
+    def trained(self) -> bool:
         """True unless both factors have been frozen."""
         return self.A.requires_grad or self.B.requires_grad
 
-    def matrix(self):
+    def matrix(self) -> LowRank:
         """B·A as a LowRank of its two factors, U = B and V = Aᵀ."""
         return LowRank._of(self.B.detach().reshape(-1, self.rank), self.A.detach().reshape(self.rank, -1).T)
 
-    def check_unchanged(self):
+    def check_unchanged(self) -> None:
         """An error if the modules have other weights now than when the adapter was found."""
         for site in self.sites:
             for module, letter, p in ((site.lora_A, "A", self.A), (site.lora_B, "B", self.B)):
@@ -90,7 +94,7 @@ class Adapter:
             )
 
 
-def adapters(model):
+def adapters(model: nn.Module) -> list[Adapter]:
     """The trainable LoRA adapters of a model, in the order of its modules.
 
     Parameters
@@ -120,9 +124,9 @@ def adapters(model):
     [Adapter(0: 4 × 5, rank 2), Adapter(2: 3 × 4, rank 1)]
     """
     require_no_data_parallel(model)
-    sites: dict = {}
-    names: dict = {}
-    pairs: set = set()  # of modules: layers that share these have one pair
+    sites: dict[tuple[int, int], list[Site]] = {}
+    names: dict[int, tuple[tuple[int, int], str]] = {}
+    pairs: set[tuple[nn.Module, nn.Module]] = set()  # of modules: layers that share these have one pair
     for name, lora_A, lora_B in _trainable_pairs(model):
         if (lora_A, lora_B) in pairs:
             continue
@@ -140,12 +144,12 @@ def adapters(model):
     return [Adapter(group) for group in sites.values()]
 
 
-def _memory(p):
+def _memory(p: Tensor) -> int:
     """What parameters have in common that are tied; on the meta device, where there is no memory, themselves."""
     return id(p) if p.is_meta else p.data_ptr()
 
 
-def require_no_data_parallel(model):
+def require_no_data_parallel(model: nn.Module) -> None:
     """An error if a part of the model is wrapped by DataParallel."""
     for name, module in model.named_modules():
         if isinstance(module, nn.DataParallel):
@@ -155,7 +159,7 @@ def require_no_data_parallel(model):
             )
 
 
-def _trainable_pairs(model):
+def _trainable_pairs(model: nn.Module) -> Iterator[tuple[str, Any, Any]]:
     """Names, lora_A and lora_B of all pairs of which a weight is trained."""
     for name, module in model.named_modules():
         if any(p.requires_grad for p in getattr(module, "lora_embedding_A", {}).values()):
@@ -163,7 +167,7 @@ def _trainable_pairs(model):
         A: Any = getattr(module, "lora_A", None)
         B: Any = getattr(module, "lora_B", None)
         if isinstance(A, nn.ModuleDict) and isinstance(B, nn.ModuleDict):
-            pairs: list = [(f"{name}.{key}", key, A[key], B[key]) for key in A if key in B]
+            pairs: list[Any] = [(f"{name}.{key}", key, A[key], B[key]) for key in A if key in B]
         else:
             pairs = [(name or type(module).__name__, None, A, B)]
         for pair_name, key, lora_A, lora_B in pairs:
@@ -172,13 +176,13 @@ def _trainable_pairs(model):
                 yield pair_name, lora_A, lora_B
 
 
-def _parameters(x):
+def _parameters(x: Any) -> list[nn.Parameter]:
     if isinstance(x, nn.Module):
         return list(x.parameters())
     return [x] if isinstance(x, nn.Parameter) else []
 
 
-def _check_layer(name, key, module):
+def _check_layer(name: str, key: str | None, module: Any) -> None:
     """An error if the layer that owns a pair does not call lora_B on lora_A's output, and nothing else."""
     kind = type(module).__name__
     if hasattr(module, "lora_E"):
@@ -190,7 +194,7 @@ def _check_layer(name, key, module):
         _refuse(name, module, f"its variant {variant} is not plain LoRA, rsLoRA or DoRA")
 
 
-def _check_modules(name, lora_A, lora_B):
+def _check_modules(name: str, lora_A: Any, lora_B: Any) -> None:
     """An error unless lora_B(lora_A(x)) is a product of two matrices, both of them trained."""
     for letter, module in (("A", lora_A), ("B", lora_B)):
         if not isinstance(module, (nn.Linear, *CONVOLUTIONS)):
@@ -210,7 +214,7 @@ def _check_modules(name, lora_A, lora_B):
         _refuse(name, lora_B, "its lora_B is no 1 × 1 convolution")
 
 
-def _refuse(name, module, why):
+def _refuse(name: str, module: Any, why: str) -> None:
     raise ValueError(
         f"`{name}` ({type(module).__name__}) has no low-rank gradient to capture: {why}. "
         "Freeze it; one that is to be trained by an optimizer of its own, until this one is made."

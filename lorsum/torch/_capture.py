@@ -1,4 +1,4 @@
-"""Capture: the exact gradient with respect to B·A of an adapter, in any training loop.
+"""Capture: the exact gradient with respect to B·A of one adapter, in any training loop.
 
 What arrives counts once autograd has added to B.grad, and lives as long: where ``.grad`` is None again the gradient
 starts anew, and a backward pass that leaves ``.grad`` alone leaves nothing.
@@ -6,19 +6,27 @@ starts anew, and a backward pass that leaves ``.grad`` alone leaves nothing.
 
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from lorsum.lowrank import LowRank
-from lorsum.torch import _bridge as bridge
-from lorsum.torch._check import multiple_of_captured
-from lorsum.torch._common_factor import Snapshot, common_factor, tolerance
+from lorsum.torch._adapters import Adapter
+from lorsum.torch._arrays import to_arrays
+from lorsum.torch._common_factor import (
+    Snapshot,
+    check_against_autograd,
+    common_factor,
+    multiple_of_captured,
+    tolerance,
+)
 from lorsum.torch._distributed import processes
 from lorsum.torch._gradient import Gradient, zero_gradient
-from lorsum.torch._taps import Taps
+from lorsum.torch._hooks import PairHooks, register_after_accumulation, remove, while_alive
 
-__all__ = ["Capture", "Captured"]
+__all__ = ["Capture", "LocalGradients"]
 
 
 class Capture:
@@ -28,41 +36,49 @@ class Capture:
     ----------
     adapter : Adapter
         What to watch.
-    form : {"auto", "pairs", "dense"}
+    form : {"auto", "pairs", "dense", "rows"}
         See :class:`lorsum.torch._gradient.Gradient`.
     process_group : ProcessGroup, optional
         Over which ``.grad`` is averaged, where torch.distributed is initialised.
+    on_change : callable, optional
+        Called when the gradient has changed, in the backward pass.
 
     Attributes
     ----------
     gradient : Gradient
         Of all backward passes since B.grad was None.
     checked : bool
-        Whether the next step compares the gradient with autograd's, for which its rounding errors must be bounded.
+        Whether the next step compares the gradient with autograd's, for which its rounding errors must be bounded: true
+        where something was seen that may make it wrong.
+    called : bool
+        Whether the adapter was called with gradients since they were cleared.
     """
 
-    def __init__(self, adapter, form="auto", process_group=None):
+    def __init__(
+        self,
+        adapter: Adapter,
+        form: str = "auto",
+        process_group: Any = None,
+        on_change: Callable[[], None] | None = None,
+    ):
         self.adapter, self.form, self.process_group = adapter, form, process_group
-        self.gradient, self.checked = Gradient(adapter.shape, form), True
-        self.called = False  # with gradients, since they were cleared
-        self.listener: Callable = _nobody  # is told when the gradient has changed
-        self._staged: dict = {}  # by backward pass: what has arrived, but is not yet in B.grad
+        self.gradient, self.checked, self.called = Gradient(adapter.shape, form), True, False
+        self._on_change: Callable[[], None] = on_change or (lambda: None)
+        self._staged: dict[int, Gradient] = {}  # by backward pass: what has arrived, but is not yet in B.grad
         self._forget()
-        self._taps = [Taps(site, self) for site in adapter.sites]
-        handles = [handle for taps in self._taps for handle in taps.register()]
-        handles += [
-            _register_first(adapter.B, _calling(self, "_after_B")),
-            _register_first(adapter.A, _calling(self, "_after_A")),
-        ]
-        weakref.finalize(self, _remove, handles)
+        self._pairs = [PairHooks(site, self) for site in adapter.sites]
+        handles = [handle for pair in self._pairs for handle in pair.register()]
+        for p, method in ((adapter.B, self._after_B), (adapter.A, self._after_A)):
+            handles.append(register_after_accumulation(p, while_alive(method)))
+        weakref.finalize(self, remove, handles)
 
-    def before_call(self):
+    def before_call(self) -> None:
         """Let go, in a forward pass, of what can count no more."""
         if self._staged and torch._C._current_graph_task_id() < 0:
             self._staged.clear()  # of a backward pass that has failed
         self.drop_cleared()
 
-    def drop_cleared(self):
+    def drop_cleared(self) -> None:
         """Forget the gradient where the module's ``zero_grad``, or the user, has cleared .grad."""
         A, B = self.adapter.A, self.adapter.B
         if "B" not in self._snapshots:
@@ -70,25 +86,26 @@ class Capture:
         if B.grad is None or (self._snapshots["B"].is_written_to(B.grad) and not _any_number((A.grad, B.grad))):
             self._forget()
 
-    def collect(self, view, S, X):
+    def collect(self, view: Any, S: Tensor, X: Tensor) -> None:
         """Take S and X of one call, on S's way back."""
         task = torch._C._current_graph_task_id()
         if task not in self._staged:
             self._before_accumulation()
             self._staged[task] = Gradient(self.adapter.shape, self.form)
             if task >= 0:  # A pass that adds nothing to B.grad, as one for the inputs alone, leaves nothing
-                torch.autograd.Variable._execution_engine.queue_callback(
-                    functools.partial(self._staged.pop, task, None)
-                )
+                torch.autograd.Variable._execution_engine.queue_callback(functools.partial(self._unstage, task))
         self._staged[task].add(view, S, X, self.checked or processes(self.process_group) > 1)
 
-    def clear(self):
+    def _unstage(self, task: int) -> None:
+        self._staged.pop(task, None)
+
+    def clear(self) -> None:
         """Forget the gradient, as ``zero_grad`` does."""
         self._staged.clear()
         self._forget()
         self.called = False
 
-    def has_gradient(self, missing="skip"):
+    def has_gradient(self, missing: Literal["skip", "error"] = "skip") -> bool:
         """True if the step has a gradient to take; else False, or with missing="error" an error that says why not."""
         self._staged.clear()  # of backward passes that have left .grad alone
         self.drop_cleared()
@@ -112,7 +129,7 @@ class Capture:
             )
         return True
 
-    def _refuse_missing(self):
+    def _refuse_missing(self) -> None:
         name = self.adapter.name
         if self.called:
             raise RuntimeError(f"`{name}` has no gradient: it was called, but no backward pass has reached it.")
@@ -121,7 +138,7 @@ class Capture:
             'activate it, or pass `missing="skip"`.'
         )
 
-    def common_factor(self):
+    def common_factor(self) -> float:
         """The number c by which A.grad and B.grad were multiplied since the backward pass: unscaling, clipping, ascent.
 
         Raises
@@ -145,14 +162,20 @@ class Capture:
                 "what the hooks have made of its gradient cannot be found."
             )
         # .grad is c times what the hooks have made of the gradient
-        c = multiple_of_captured(self.adapter, W, bridge.to_arrays(self.gradient.times(1.0)))
+        c = multiple_of_captured(self.adapter, W, to_arrays(self.gradient.times(1.0)))
         return 1.0 if abs(c - 1) <= tolerance(self.adapter.A) else c
 
-    def multiplied(self, c):
+    def multiplied(self, c: float) -> LowRank | Tensor:
         """c G as a LowRank or a dense tensor; where .grad is zero and nothing is captured, zero."""
         return self.gradient.times(c) if self.gradient else zero_gradient(self.adapter)
 
-    def weights_of_grad(self):
+    def compare_with_autograd(self, G: Any, c: float) -> None:
+        """An error if G, the captured gradient times c, is not what autograd has in ``.grad`` the factors of."""
+        W = self.weights_of_grad()
+        if W is not None:
+            check_against_autograd(self.adapter, W, G, self.gradient.rounding() * abs(c))
+
+    def weights_of_grad(self) -> LowRank | None:
         """B·A in the backward passes, as a LowRank; None if it was not the same in all of them, or is not known."""
         if self._weights is not None:
             B, A = self._weights
@@ -160,25 +183,27 @@ class Capture:
             return LowRank._of(B.reshape(-1, r), A.reshape(r, -1).T)
         return self.adapter.matrix() if self._versions == self._current_versions() else None
 
-    def _forget(self):
+    def _forget(self) -> None:
         self.gradient.clear()
-        self._snapshots: dict = {}  # "A" and "B": .grad, as the last backward pass has left it
+        self._snapshots: dict[str, Snapshot] = {}  # "A" and "B": .grad, as the last backward pass has left it
         self._passes = {"A": 0, "B": 0}  # backward passes that have added to A.grad, and to B.grad
         self._fault: str | None = None  # why A.grad and B.grad have no common factor
         self._hooked = False  # others have hooks on A or B, which may change what is added to .grad
-        self._versions: tuple | None = ()  # of A and B in the first backward pass; None if others had other weights
-        self._weights: tuple | None = None  # B and A in it, where the step compares with autograd
+        self._versions: (
+            tuple[int, ...] | None
+        ) = ()  # of A and B in the first backward pass; None if others had other weights
+        self._weights: tuple[Tensor, Tensor] | None = None  # B and A in it, where the step compares with autograd
 
-    def _current_versions(self):
+    def _current_versions(self) -> tuple[int, int]:
         return self.adapter.A._version, self.adapter.B._version
 
-    def _factor(self):
+    def _factor(self) -> float | None:
         A, B = self.adapter.A, self.adapter.B
         if len(self._snapshots) < 2 or A.grad is None or B.grad is None:
             return 1.0  # one of the two alone, which the comparison with autograd or check_complete refuses
         return common_factor(self.adapter, (self._snapshots["A"], self._snapshots["B"]))
 
-    def _before_accumulation(self):
+    def _before_accumulation(self) -> None:
         """Do to the gradient what was done to .grad since the last backward pass."""
         name, grads = self.adapter.name, (self.adapter.A.grad, self.adapter.B.grad)
         missing = [grad is None for grad in grads]
@@ -196,7 +221,7 @@ class Capture:
         else:
             self._multiply()
 
-    def _multiply(self):
+    def _multiply(self) -> None:
         try:
             c = self._factor()
         except RuntimeError as error:  # raised in the step, unless .grad is cleared before
@@ -206,10 +231,11 @@ class Capture:
             self._forget()
         elif c != 1 and self._fault is None:
             self.gradient.scale(c)
-            self._snapshots = {"A": Snapshot(self.adapter.A.grad), "B": Snapshot(self.adapter.B.grad)}
-            self.listener(self)
+            grads = {"A": self.adapter.A.grad, "B": self.adapter.B.grad}
+            self._snapshots = {letter: Snapshot(grad) for letter, grad in grads.items() if grad is not None}
+            self._on_change()
 
-    def _after_B(self, B):
+    def _after_B(self, B: Tensor) -> None:
         staged = self._staged.pop(torch._C._current_graph_task_id(), None)
         if not B.requires_grad or B.grad is None:
             return  # frozen since the forward pass: autograd leaves .grad alone
@@ -217,7 +243,7 @@ class Capture:
         self._passes["B"] += 1
         self._snapshots["B"] = Snapshot(B.grad)
         self._hooked = self._hooked or bool(A._backward_hooks or B._backward_hooks)
-        self.checked = self.checked or staged is None or self._hooked or any(map(Taps.are_doubtful, self._taps))
+        self.checked = self.checked or staged is None or self._hooked or any(map(PairHooks.are_doubtful, self._pairs))
         self._note_weights()
         if staged is None:
             return
@@ -225,9 +251,9 @@ class Capture:
             self.gradient.merge(staged)
         else:
             self.gradient = staged
-        self.listener(self)
+        self._on_change()
 
-    def _after_A(self, A):
+    def _after_A(self, A: Tensor) -> None:
         if not A.requires_grad or A.grad is None:
             return
         self._passes["A"] += 1
@@ -235,7 +261,7 @@ class Capture:
         if torch._C._current_graph_task_id() in self._staged:  # B, which comes first, was left out
             self.checked = True
 
-    def _note_weights(self):
+    def _note_weights(self) -> None:
         """Remember the weights of the backward passes, with their values where .grad is compared with products of G."""
         A, B = self.adapter.A, self.adapter.B
         if self._passes["B"] == 1:
@@ -246,13 +272,13 @@ class Capture:
         if needed and self._versions is not None and self._weights is None:
             self._weights = B.detach().clone(), A.detach().clone()
 
-    def _has_weights_kept(self):
+    def _has_weights_kept(self) -> bool:
         """False if the weights were changed through ``.data``, which the version counter does not tell."""
         return self._weights is None or all(map(torch.equal, self._weights, (self.adapter.B, self.adapter.A)))
 
 
-class Captured:
-    """The gradients of all adapters, with nothing left to communicate.
+class LocalGradients:
+    """The gradients of all adapters that have one, as this process has captured them.
 
     Parameters
     ----------
@@ -260,50 +286,28 @@ class Captured:
         Of the adapters that have a gradient.
     factor : callable, optional
         Gives the number c of a capture.
+
+    Attributes
+    ----------
+    factors : dict
+        c, by the adapter's B.
+    traffic : dict
+        By the adapter's name, what was moved for it between processes.
+    unchecked : bool
+        Whether nothing has compared them with ``.grad`` yet.
     """
 
     unchecked = True
 
-    def __init__(self, captures, factor=Capture.common_factor):
-        self.traffic: dict = {}
+    def __init__(self, captures: list[Capture], factor: Callable[[Capture], float] = Capture.common_factor):
+        self.traffic: dict[str, Any] = {}
         self.factors = {capture.adapter.B: factor(capture) for capture in captures}
 
-    def gradient(self, capture, rule):
+    def gradient(self, capture: Capture, rule: Any) -> Any:
         """c G as the rule takes it."""
-        return bridge.to_arrays(capture.multiplied(self.factors[capture.adapter.B]))
+        return to_arrays(capture.multiplied(self.factors[capture.adapter.B]))
 
 
-def _any_number(grads):
+def _any_number(grads: Iterable[Tensor | None]) -> bool:
     """True unless all are None or zero."""
     return any(grad is not None and bool(grad.any()) for grad in grads)
-
-
-def _nobody(capture):
-    pass
-
-
-def _register_first(p, hook):
-    """Register a hook for after .grad is added to, before all that are there, which may change it."""
-    handle = p.register_post_accumulate_grad_hook(hook)
-    hooks = p._post_accumulate_grad_hooks
-    *others, ours = hooks.items()
-    hooks.clear()  # the engine does not know move_to_end
-    hooks.update([ours, *others])
-    return handle
-
-
-def _calling(capture, method):
-    """A hook that calls a method of the capture, as long as it lives."""
-    capture = weakref.ref(capture)
-
-    def hook(tensor):
-        alive = capture()
-        if alive is not None:
-            getattr(alive, method)(tensor)
-
-    return hook
-
-
-def _remove(handles):
-    for handle in handles:
-        handle.remove()

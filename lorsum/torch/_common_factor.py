@@ -1,13 +1,22 @@
-"""The number c by which ``.grad`` was multiplied since a backward pass: unscaling, clipping, ascent."""
+"""A captured gradient G beside ``.grad``: A.grad = c Bᵀ G and B.grad = c G Aᵀ, with one number c.
+
+c is what ``.grad`` was multiplied by since the backward pass: by unscaling, clipping, ascent.
+"""
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from lorsum.torch import _bridge as bridge
+from lorsum._arrays import frobenius
+from lorsum.lowrank import LowRank
+from lorsum.torch._adapters import Adapter
+from lorsum.torch._arrays import to_arrays
 
-__all__ = ["Snapshot", "common_factor", "tolerance"]
+__all__ = ["Snapshot", "check_against_autograd", "common_factor", "multiple_of_captured", "tolerance"]
 
 
 class Snapshot:
@@ -16,23 +25,23 @@ class Snapshot:
     Values are compared, since ``.grad.data`` and communication leave autograd's version counter alone.
     """
 
-    def __init__(self, grad):
+    def __init__(self, grad: Tensor):
         self.values = grad.detach().clone()
         self.place = grad.data_ptr(), grad._version
 
-    def is_written_to(self, grad):
+    def is_written_to(self, grad: Tensor) -> bool:
         """True if this is another tensor, or an operation has changed it since."""
         return self.place != (grad.data_ptr(), grad._version)
 
-    def is_untouched(self, grad):
+    def is_untouched(self, grad: Tensor) -> bool:
         """True if the tensor is as it was."""
         return not self.is_written_to(grad) and torch.equal(self.values, grad)
 
-    def factor(self, grad):
+    def factor(self, grad: Tensor) -> float | None:
         """c with grad = c × what it was: None if both are zero, so that any would do, nan if there is none."""
         if grad.shape != self.values.shape or grad.dtype != self.values.dtype:
             return math.nan
-        after, before = (bridge.to_arrays(x).reshape(-1) for x in (grad, self.values))
+        after, before = (to_arrays(x).reshape(-1) for x in (grad, self.values))
         with np.errstate(all="ignore"):
             square = float(before @ before)
             if not 1e-30 < square < 1e30:  # squares leave the range of single precision before the numbers do
@@ -48,12 +57,12 @@ class Snapshot:
             return c if float(rest @ rest) <= (tolerance(grad) * c) ** 2 * square else math.nan
 
 
-def tolerance(grad):
+def tolerance(grad: Tensor) -> float:
     """How far rounding may carry a multiple of a gradient from it, relatively."""
     return 1e-2 if grad.dtype in (torch.float16, torch.bfloat16) else 1e-4
 
 
-def common_factor(adapter, snapshots):
+def common_factor(adapter: Adapter, snapshots: tuple[Snapshot, Snapshot]) -> float | None:
     """c by which A.grad and B.grad were both multiplied since the snapshots; None if they were and are zero.
 
     Raises
@@ -61,7 +70,7 @@ def common_factor(adapter, snapshots):
     RuntimeError
         If there is none, because they were changed in different ways.
     """
-    grads = adapter.A.grad, adapter.B.grad
+    grads: Any = (adapter.A.grad, adapter.B.grad)
     if snapshots[0].is_untouched(grads[0]) and snapshots[1].is_untouched(grads[1]):
         return 1.0
     factors = [snapshot.factor(grad) for snapshot, grad in zip(snapshots, grads, strict=True)]
@@ -82,3 +91,53 @@ def common_factor(adapter, snapshots):
             "norm of all gradients have it."
         )
     return known[-1] if known else None
+
+
+def check_against_autograd(adapter: Adapter, W: LowRank, G: Any, rounding: float) -> None:
+    """An error that names the adapter if G is not the gradient whose factors autograd has in ``.grad``.
+
+    Parameters
+    ----------
+    adapter : Adapter
+        After a backward pass.
+    W : LowRank
+        Its matrix in the backward pass.
+    G : LowRank or array
+        The captured gradient, times c.
+    rounding : float
+        How much of it rounding errors may be.
+
+    Raises
+    ------
+    RuntimeError
+        If they differ by more than rounding explains.
+    """
+    for letter, actual, expected, other in _both(adapter, W, G):
+        difference, norm = float(frobenius(actual - expected)), float(frobenius(actual))
+        slack = max(1e-3, tolerance(adapter.A))  # .grad of half precision is rounded each time it is multiplied
+        if not difference <= slack * norm + 100 * float(rounding) * float(frobenius(other)):
+            raise RuntimeError(
+                f"`{adapter.name}`: lora_{letter}.grad differs by {difference:.3g}, of {norm:.3g}, from what was "
+                "captured. Its weights take part in the loss in another way than lora_B(lora_A(x)), a call was missed, "
+                ".grad was changed by more than one common factor, or it was not averaged over the processes."
+            )
+
+
+def multiple_of_captured(adapter: Adapter, W: LowRank, G: Any) -> float:
+    """The number c for which ``.grad`` is nearest to c Bᵀ G and c G Aᵀ; 1 where these are zero."""
+    squares = inner = 0.0
+    for _, actual, expected, _ in _both(adapter, W, G):
+        size = float(abs(expected).max()) or 1.0
+        squares += size**2 * float(((expected / size) ** 2).sum())
+        inner += size**2 * float(((actual / size) * (expected / size)).sum())
+    return inner / squares if squares > 0 else 1.0
+
+
+def _both(adapter: Adapter, W: LowRank, G: Any) -> Iterator[tuple]:
+    """For A and B: the letter, ``.grad``, the product of G with the other factor that it should be, and that factor."""
+    U, V = to_arrays(W)
+    with np.errstate(all="ignore"):  # BLAS kernels set flags for numbers beside the matrices
+        products = (("A", adapter.A, (G.T @ U).T, U), ("B", adapter.B, G @ V, V))
+    p: Any
+    for letter, p, expected, other in products:
+        yield letter, to_arrays(p.grad.reshape(expected.shape)), expected, other

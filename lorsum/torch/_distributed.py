@@ -5,18 +5,23 @@ rule asks for. Every process ends up with the same bits.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch import distributed as dist
 
-from lorsum import optim
 from lorsum.lowrank import LowRank
-from lorsum.torch import _bridge as bridge
-from lorsum.torch._gradient import half_to_single, zero_gradient
+from lorsum.optim import Rule, reads
+from lorsum.torch._adapters import Adapter
+from lorsum.torch._arrays import half_to_single, to_arrays
+from lorsum.torch._gradient import Gradient, zero_gradient
 
-__all__ = ["Averaged", "Traffic", "cheapest", "gathered", "local_factor", "processes"]
+__all__ = ["MeanGradients", "Traffic", "cheapest", "gathered", "local_factor", "processes"]
+
+Way: TypeAlias = Literal["rows", "sum", "products"]
 
 
 class Traffic(NamedTuple):
@@ -30,16 +35,16 @@ class Traffic(NamedTuple):
         Bytes that each process sent.
     """
 
-    what: str
+    what: Way
     nbytes: int
 
 
-def processes(group=None):
+def processes(group: Any = None) -> int:
     """Number of processes that gradients are averaged over."""
     return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
 
 
-class Averaged:
+class MeanGradients:
     """The gradients of all adapters as means over the processes.
 
     Parameters
@@ -64,19 +69,10 @@ class Averaged:
 
     unchecked = False  # c would show if they were not what .grad comes from
 
-    def __init__(self, captures, group=None, seed=0, missing="skip"):
-        self.group, self.traffic = group, {}
-        here = [capture.has_gradient() for capture in captures]
-        # Of each adapter: whether it has .grad; rows, or -1 if dense; the seed; ⟨A.grad, BᵀG⟩, ⟨B.grad, G Aᵀ⟩; rounding
-        # errors
-        told = torch.tensor(
-            [
-                [1.0, _rows(c.gradient), seed, *_projections(c), float(c.gradient.rounding())] if there else [0.0] * 6
-                for c, there in zip(captures, here, strict=True)
-            ],
-            dtype=torch.float64,
-            device=captures[0].adapter.B.device,
-        )
+    def __init__(self, captures: list, group: Any = None, seed: int = 0, missing: Literal["skip", "error"] = "skip"):
+        self.group, self.traffic = group, dict[str, Traffic]()
+        device = captures[0].adapter.B.device
+        told = torch.tensor([_report(capture, seed) for capture in captures], dtype=torch.float64, device=device)
         everyone = [torch.empty_like(told) for _ in range(processes(group))]
         dist.all_gather(everyone, told, group=group)
         heard = torch.stack(everyone).cpu()
@@ -84,7 +80,7 @@ class Averaged:
             raise RuntimeError("`rng` is not the same in all processes; pass one integer.")
         for i, capture in enumerate(captures):
             _require_everywhere(capture.adapter, heard[:, i, 0].tolist())
-        self.rows, self.factors = {}, {}
+        self.rows, self.factors = dict[Tensor, list[int]](), dict[Tensor, float]()
         for i, capture in enumerate(captures):
             if not heard[0, i, 0]:  # nor in any other process
                 capture.has_gradient(missing)
@@ -92,36 +88,36 @@ class Averaged:
             self.rows[capture.adapter.B] = heard[:, i, 1].int().tolist()
             self.factors[capture.adapter.B] = _common_factor(capture.adapter, *heard[:, i, 3:].mean(dim=0).tolist())
 
-    def gradient(self, capture, rule):
+    def gradient(self, capture: Any, rule: Rule) -> Any:
         """c G as the rule takes it."""
         adapter, c = capture.adapter, self.factors[capture.adapter.B]
         local = capture.gradient.times(c) if capture.gradient else zero_gradient(adapter, rows=0)
         rows, count = self.rows[adapter.B], processes(self.group)
         if max(rows) == 0 and min(rows) == 0:  # .grad is zero, by hand
-            return bridge.to_arrays(zero_gradient(adapter))
+            return to_arrays(zero_gradient(adapter))
         way = cheapest(rule, adapter, rows, count)
         self.traffic[adapter.name] = Traffic(way, 0)
         if way == "rows":
             self._moved(adapter.name, (count - 1) * max(rows) * sum(adapter.shape) * local.U.itemsize)
-            return bridge.to_arrays(gathered(local, rows, self.group))
+            return to_arrays(gathered(local, rows, self.group))
         if way == "sum":
             local = local.to_dense() if isinstance(local, LowRank) else local
-            return bridge.to_arrays(self._mean(local.contiguous(), adapter.name))
-        return _Products(bridge.to_arrays(local), adapter.shape, lambda product: self._mean(product, adapter.name))
+            return to_arrays(self._mean(local.contiguous(), adapter.name))
+        return _Products(to_arrays(local), adapter.shape, lambda product: self._mean(product, adapter.name))
 
-    def _mean(self, x, name):
+    def _mean(self, x: Tensor, name: str) -> Tensor:
         """The mean of a tensor over the processes, which has the same bits in each of them."""
         count = processes(self.group)
         dist.all_reduce(x, group=self.group)
         self._moved(name, 2 * (count - 1) / count * x.numel() * x.itemsize)
         return x / count
 
-    def _moved(self, name, nbytes):
+    def _moved(self, name: str, nbytes: float) -> None:
         way, before = self.traffic[name]
         self.traffic[name] = Traffic(way, before + round(nbytes))
 
 
-def gathered(local, rows, group=None):
+def gathered(local: LowRank, rows: Sequence[int], group: Any = None) -> LowRank:
     """LowRank(Sᵀ / P, Xᵀ) with the rows of all P processes, of which ``local`` has this one's."""
     (m, _), (n, _) = local.U.shape, local.V.shape
     mine = half_to_single(torch.zeros(max(rows), m + n, dtype=local.U.dtype, device=local.U.device))
@@ -132,40 +128,28 @@ def gathered(local, rows, group=None):
     return LowRank._of(stacked[:, :m].T / len(rows), stacked[:, m:].T)
 
 
-def local_factor(capture):
+def local_factor(capture: Any) -> float:
     """c where the captured gradient is the mean over the processes already."""
     with_A, with_B = _projections(capture)
     return _common_factor(capture.adapter, with_A, with_B, float(capture.gradient.rounding()))
 
 
-def cheapest(rule, adapter, rows, count):
+def cheapest(rule: Rule, adapter: Adapter, rows: Sequence[int], count: int) -> Way:
     """The way that moves the fewest bytes: "rows", "sum" or "products".
 
     A gather makes each process send its rows to P − 1 others; a reduction of d numbers 2 d (P − 1) / P of them.
     """
     m, n = adapter.shape
     reducing = 2 * (count - 1) / count
-    numbers = {"sum": reducing * m * n}
+    what, columns = reads(rule, adapter.rank)
+    if what == "rows":
+        return "rows"
+    numbers: dict[Way, float] = {"sum": reducing * m * n}
     if min(rows) >= 0:
         numbers["rows"] = (count - 1) * max(rows) * (m + n)
-    columns = product_columns(rule, adapter.rank)
-    if columns is not None and adapter.B.is_cpu:  # operators in lorsum's sums are NumPy's
-        numbers["products"] = reducing * columns * (m + n)
-    if "rows" in numbers and isinstance(getattr(rule, "scale", None), optim.KFAC):
-        return "rows"
+    if what in ("products", "factors") and adapter.B.is_cpu:  # operators in lorsum's sums are NumPy's
+        numbers["products"] = reducing * (adapter.rank if what == "factors" else columns) * (m + n)
     return min(numbers, key=lambda way: numbers[way])
-
-
-def product_columns(rule, r):
-    """Columns of all V and U that a step multiplies G and Gᵀ by, each; None where it wants G itself."""
-    momentum = getattr(rule, "momentum", 0) > 0
-    if getattr(rule, "scale", None) is not None or isinstance(rule, optim.SVDLoRA):
-        return None
-    if isinstance(rule, optim.ProjectedOPLoRA):
-        return rule.iters * r + momentum * r
-    if isinstance(rule, optim.OPLoRA):
-        return rule.iters * (r + momentum * (rule.momentum_rank or r))
-    return r
 
 
 class _Products:
@@ -181,31 +165,40 @@ class _Products:
         The mean of a tensor over the processes.
     """
 
-    def __init__(self, local, shape, mean):
+    def __init__(self, local: Any, shape: tuple[int, int], mean: Callable[[Tensor], Tensor]):
         self.local, self.shape, self.mean = local, shape, mean
         self.dtype = local.dtype
 
     @property
-    def T(self):
+    def T(self) -> "_Products":
         """The transpose."""
         return _Products(self.local.T, self.shape[::-1], self.mean)
 
-    def matmat(self, X):
+    def matmat(self, X: np.ndarray) -> np.ndarray:
         """The mean of G X."""
         return self.mean(torch.from_numpy(np.ascontiguousarray(self.local @ X))).numpy()
 
-    def rmatmat(self, X):
+    def rmatmat(self, X: np.ndarray) -> np.ndarray:
         """The mean of Gᵀ X."""
         return self.T.matmat(X)
 
     __matmul__ = matmat
 
 
-def _rows(gradient):
-    return -1 if gradient.dense is not None else gradient.rows
+def _report(capture: Any, seed: int) -> list[float]:
+    """What all processes hear of an adapter.
+
+    Whether it has ``.grad``; the rows of its gradient, or -1 if it is dense; the seed; ⟨A.grad, BᵀG⟩; ⟨B.grad, G Aᵀ⟩;
+    and a bound of its rounding errors.
+    """
+    if not capture.has_gradient():
+        return [0.0] * 6
+    gradient: Gradient = capture.gradient
+    rows = -1 if gradient.dense is not None else gradient.rows
+    return [1.0, rows, seed, *_projections(capture), float(gradient.rounding())]
 
 
-def _require_everywhere(adapter, there):
+def _require_everywhere(adapter: Adapter, there: Sequence[float]) -> None:
     """An error, in all processes alike, unless ``.grad`` is there in each or in none."""
     if len(set(there)) > 1:
         raise RuntimeError(
@@ -215,7 +208,7 @@ def _require_everywhere(adapter, there):
         )
 
 
-def _projections(capture):
+def _projections(capture: Any) -> tuple[float, float]:
     """⟨A.grad, BᵀG⟩ and ⟨B.grad, G Aᵀ⟩ with this process's G: linear in it, so that their mean is that of the mean."""
     adapter = capture.adapter
     if not capture.gradient:
@@ -225,16 +218,17 @@ def _projections(capture):
     return _inner(_as_matrix(adapter.A), (G.T @ U).T), _inner(_as_matrix(adapter.B), G @ V)
 
 
-def _as_matrix(p):
+def _as_matrix(p: Tensor) -> Tensor:
+    assert p.grad is not None
     return half_to_single(p.grad).reshape(p.shape[0], -1)
 
 
-def _inner(x, y):
+def _inner(x: Tensor, y: Tensor) -> float:
     """⟨x, y⟩ in double precision: products of small gradients leave the range of single precision."""
     return float(torch.sum(x.double() * y.double()))
 
 
-def _common_factor(adapter, with_A, with_B, rounding):
+def _common_factor(adapter: Adapter, with_A: float, with_B: float, rounding: float) -> float:
     """c in A.grad = c BᵀG and B.grad = c G Aᵀ: ‖A.grad‖² / ⟨A.grad, BᵀG⟩, and the same for B.
 
     ``rounding`` bounds the rounding errors of G, not of c G.

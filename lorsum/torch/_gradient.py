@@ -1,16 +1,18 @@
 """The gradient with respect to B·A of one adapter, as it is accumulated: pairs of S and X, or their dense sum."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.grad import conv1d_weight, conv2d_weight
 
 from lorsum.lowrank import LowRank
+from lorsum.torch._arrays import half_to_single
 
-__all__ = ["FORMS", "ConvolutionView", "Gradient", "LinearView", "half_to_single", "norm", "zero_gradient"]
+__all__ = ["Form", "ConvolutionView", "Gradient", "LinearView", "zero_gradient"]
 
-FORMS = ("auto", "pairs", "dense")
+Form: TypeAlias = Literal["auto", "pairs", "dense"]
 MANY = 128  # rows, from which a pass over S for its zeros costs next to nothing
 
 
@@ -19,17 +21,17 @@ class LinearView(NamedTuple):
 
     shape: tuple[int, int]
 
-    def rows(self, S):
+    def rows(self, S: Tensor) -> int:
         """Number of rows of a call."""
         return S.numel() // self.shape[0]
 
-    def pair(self, S, X):
+    def pair(self, S: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
         """S and X as matrices, shapes (N, d_out) and (N, d_in)."""
         if S.ndim == 2 and X.ndim == 2:
             return S, X
         return S.reshape(-1, self.shape[0]), X.reshape(-1, self.shape[1])
 
-    def product(self, S, X):
+    def product(self, S: Tensor, X: Tensor) -> Tensor:
         """SᵀX, shape (d_out, d_in)."""
         S, X = self.pair(S, X)
         return half_to_single(S).T @ half_to_single(X)
@@ -41,11 +43,11 @@ class ConvolutionView(NamedTuple):
     shape: tuple[int, int]
     conv: Any
 
-    def rows(self, S):
+    def rows(self, S: Tensor) -> int:
         """Number of rows of a call."""
         return S.numel() // self.shape[0]
 
-    def pair(self, S, X):
+    def pair(self, S: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
         """S and X as matrices, shapes (N, d_out) and (N, d_in · kernel)."""
         S, X, padding = self._batched(S, X)
         dims = len(self.conv.kernel_size)
@@ -59,7 +61,7 @@ class ConvolutionView(NamedTuple):
         )
         return S.flatten(2).mT.reshape(-1, self.shape[0]), X.mT.reshape(-1, self.shape[1])
 
-    def product(self, S, X):
+    def product(self, S: Tensor, X: Tensor) -> Tensor:
         """SᵀX, shape (d_out, d_in · kernel): the weight gradient of the convolution that B·A is; no patch is copied."""
         S, X, padding = self._batched(S, X)
         conv, size = self.conv, (self.shape[0], X.shape[1], *self.conv.kernel_size)
@@ -67,7 +69,7 @@ class ConvolutionView(NamedTuple):
         G = weight_gradient(half_to_single(X), size, half_to_single(S), conv.stride, padding, conv.dilation)
         return G.reshape(self.shape)
 
-    def _batched(self, S, X):
+    def _batched(self, S: Tensor, X: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
         """Both with a batch dimension, X padded as far as the weight gradient does not know how to, and the padding."""
         conv, dims = self.conv, len(self.conv.kernel_size)
         if X.ndim == dims + 1:
@@ -92,29 +94,29 @@ class Gradient:
         What is kept; "rows" is "pairs" with their zeros.
     """
 
-    def __init__(self, shape, form="auto"):
+    def __init__(self, shape: tuple[int, int], form: str = "auto"):
         self.shape, self.form = shape, form
-        self.pairs: list = []
+        self.pairs: list[tuple[Tensor, Tensor]] = []
         self.dense: Any = None
         self.noise: Any = 0.0  # a bound of the rounding errors of the dense sum
         self.is_mean = False  # over the processes, at least what is older
 
-    def __bool__(self):
+    def __bool__(self) -> bool:
         return bool(self.pairs) or self.dense is not None
 
     @property
-    def rows(self):
+    def rows(self) -> int:
         """Number of rows in the pairs."""
         return sum(len(S) for S, _ in self.pairs)
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         """Bytes that are held, a storage that several tensors share being counted once."""
         held = [self.dense] if self.dense is not None else [x for pair in self.pairs for x in pair]
         storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in held}
         return sum(storages.values())
 
-    def add(self, view, S, X, bounded=True):
+    def add(self, view: Any, S: Tensor, X: Tensor, bounded: bool = True) -> None:
         """Add SᵀX of one call.
 
         S and X are copied where they are kept: either may be a buffer that is written to again before the step, of a
@@ -132,7 +134,7 @@ class Gradient:
         else:
             self._add_dense(view.product(S, X), _rounding(S, X) if bounded else 0.0)
 
-    def merge(self, other):
+    def merge(self, other: "Gradient") -> None:
         """Add another gradient, which is used up."""
         if other.dense is not None:
             self._add_dense(other.dense, other.noise)
@@ -143,7 +145,7 @@ class Gradient:
                 self._add_dense(LinearView(self.shape).product(*pair), _rounding(*pair))
         other.clear()
 
-    def scale(self, c):
+    def scale(self, c: float) -> None:
         """Multiply by a number."""
         if c == 1:
             return
@@ -151,29 +153,29 @@ class Gradient:
         self.dense = None if self.dense is None else self.dense * c
         self.noise = self.noise * abs(c)
 
-    def clear(self):
+    def clear(self) -> None:
         """Back to nothing."""
         self.pairs, self.dense = [], None
         self.noise, self.is_mean = 0.0, False
 
-    def times(self, c):
+    def times(self, c: float) -> Any:
         """c Σ SᵀX in the precision to compute in: a LowRank(Sᵀ, Xᵀ), or a dense tensor."""
         if self.dense is not None:
             return self.dense if c == 1 else c * self.dense
         S, X = (half_to_single(x[0] if len(x) == 1 else torch.cat(x)) for x in zip(*self.pairs, strict=True))
         return LowRank._of((S if c == 1 else c * S).T, X.T)
 
-    def rounding(self):
+    def rounding(self) -> Any:
         """A bound of how much rounding may have changed the sum in autograd's arithmetic: Σ ε ‖S‖ ‖X‖."""
         return self.noise + sum(_rounding(*pair) for pair in self.pairs)
 
-    def _stays_paired(self, rows):
+    def _stays_paired(self, rows: int) -> bool:
         if self.form != "auto" or self.dense is not None:
             return self.form in ("pairs", "rows")
         m, n = self.shape
         return (self.rows + rows) * (m + n) <= m * n
 
-    def _add_dense(self, G, noise):
+    def _add_dense(self, G: Tensor, noise: Any) -> None:
         for pair in self.pairs:
             G += LinearView(self.shape).product(*pair)
             noise = noise + _rounding(*pair)
@@ -182,7 +184,7 @@ class Gradient:
         self.dense = G if self.dense is None else self.dense.add_(G)
 
 
-def _without_zeros(S, X):
+def _without_zeros(S: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
     """The rows in which S is not zero, where that saves much; accelerators are not asked, which would have to wait."""
     if len(S) < MANY or not S.is_cpu:
         return S, X
@@ -194,23 +196,18 @@ def _without_zeros(S, X):
     return S[kept], X[kept]
 
 
-def _rounding(S, X):
-    return max(torch.finfo(S.dtype).eps, torch.finfo(X.dtype).eps) * norm(S) * norm(X)
+def _rounding(S: Tensor, X: Tensor) -> Any:
+    return max(torch.finfo(S.dtype).eps, torch.finfo(X.dtype).eps) * _norm(S) * _norm(X)
 
 
-def norm(x):
+def _norm(x: Tensor) -> Any:
     """Frobenius norm, in at least single precision: a number, or on an accelerator a tensor, so that nothing waits."""
     size = torch.linalg.vector_norm(half_to_single(x))
     return size.item() if x.is_cpu else size
 
 
-def zero_gradient(adapter, rows=1):
+def zero_gradient(adapter: Any, rows: int = 1) -> LowRank:
     """The gradient of an adapter that nothing has passed: rows of zeros in S and X."""
     m, n = adapter.shape
     B = half_to_single(adapter.B.detach())
     return LowRank._of(B.new_zeros(m, rows), B.new_zeros(n, rows))
-
-
-def half_to_single(x):
-    """Half precision as float32, everything else as it is."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -6,8 +6,11 @@ the average of the adapters' gradients, to which such processes, while DDP shado
 
 import functools
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
@@ -17,10 +20,10 @@ from lorsum.torch._gradient import Gradient, zero_gradient
 
 __all__ = ["attend"]
 
-_optimizers: list = []  # references, in the order of their making: the same in all processes
+_optimizers: list[weakref.ref[Any]] = []  # references, in the order of their making: the same in all processes
 
 
-def attend(optimizer):
+def attend(optimizer: Any) -> None:
     """Have the optimizer's gradients averaged wherever DDP's are in a ``join``."""
     if not dist.is_available():
         return
@@ -30,15 +33,15 @@ def attend(optimizer):
     _optimizers.append(weakref.ref(optimizer))
 
 
-def _with_adapters(join_hook):
+def _with_adapters(join_hook: Callable[..., Any]) -> Callable[..., Any]:
     """``DistributedDataParallel.join_hook``, which a ``join`` calls first, with a hook that shadows adapters too."""
 
     @functools.wraps(join_hook)
-    def extended(ddp, **options):
+    def extended(ddp: DistributedDataParallel, **options: Any) -> Any:
         hook, parameters = join_hook(ddp, **options), set(ddp.parameters())
         alive = [optimizer for reference in _optimizers if (optimizer := reference()) is not None]
         inside = {
-            optimizer: [capture for B, capture in optimizer._captures.items() if B in parameters]
+            optimizer: [capture for capture in optimizer._captures if capture.adapter.B in parameters]
             for optimizer in alive
             if processes(optimizer.process_group) > 1
         }
@@ -51,14 +54,14 @@ def _with_adapters(join_hook):
 class _Shadow(dist.algorithms.join.JoinHook):
     """What a process without batches does in place of a forward and a backward pass, and all do in the end."""
 
-    def __init__(self, hook, ddp, captures):
+    def __init__(self, hook: Any, ddp: DistributedDataParallel, captures: dict[Any, list[Any]]):
         self.hook, self.ddp, self.captures = hook, ddp, captures  # by optimizer
-        self.backward_pass = None  # its number
+        self.backward_pass: int | None = None  # its number
         for optimizer in captures:
             optimizer.averages_in_backward = True
         self.handle = ddp.register_forward_hook(self._after_forward)
 
-    def main_hook(self):
+    def main_hook(self) -> None:
         self.hook.main_hook()
         if self.ddp.require_forward_param_sync:  # the others' backward pass is averaged
             for captures in self.captures.values():
@@ -66,38 +69,38 @@ class _Shadow(dist.algorithms.join.JoinHook):
                     capture.clear()
             self._average()
 
-    def post_hook(self, is_last_joiner):
+    def post_hook(self, is_last_joiner: bool) -> None:
         self.hook.post_hook(is_last_joiner)
         self.handle.remove()
         for optimizer in self.captures:
             optimizer.averages_in_backward = False
             _take_state_of_last(optimizer, is_last_joiner)
 
-    def _after_forward(self, ddp, args, output):
+    def _after_forward(self, ddp: DistributedDataParallel, args: tuple[Any, ...], output: Any) -> None:
         tensors = [x for x in tree_leaves(output) if isinstance(x, torch.Tensor) and x.requires_grad]
         if ddp.require_backward_grad_sync and tensors:
             torch.autograd.graph.register_multi_grad_hook(tensors, self._in_backward, mode="any")
 
-    def _in_backward(self, grad):
+    def _in_backward(self, grad: Tensor) -> None:
         number = torch._C._current_graph_task_id()
         if number != self.backward_pass:  # which several forward passes may share
             self.backward_pass = number
             torch.autograd.Variable._execution_engine.queue_callback(self._average)  # when all of it is done
 
     @torch.no_grad()
-    def _average(self):
+    def _average(self) -> None:
         for optimizer, captures in self.captures.items():
             for capture in captures:
                 if capture.adapter.trained:
                     capture.gradient = _mean(capture, optimizer.process_group)
 
 
-def _mean(capture, group):
+def _mean(capture: Any, group: Any) -> Gradient:
     """The mean over the processes of all that an adapter's gradient is by now."""
     adapter, local, count = capture.adapter, capture.gradient, processes(group)
     mean = Gradient(adapter.shape, "rows" if capture.form == "rows" else "dense")
     mean.is_mean = True
-    G = local.times(1.0) if local else zero_gradient(adapter, rows=0)
+    G: Any = local.times(1.0) if local else zero_gradient(adapter, rows=0)
     if capture.form == "rows":
         mean.pairs = [_gathered_rows(capture, G, group)]
         return mean
@@ -109,7 +112,7 @@ def _mean(capture, group):
     return mean
 
 
-def _gathered_rows(capture, G, group):
+def _gathered_rows(capture: Any, G: Any, group: Any) -> tuple[Tensor, Tensor]:
     if capture.gradient.is_mean:
         raise RuntimeError(
             f"`{capture.adapter.name}`: within `join`, K-FAC needs one averaged backward pass a step. Run the earlier "
@@ -122,7 +125,7 @@ def _gathered_rows(capture, G, group):
     return stacked.U.T, stacked.V.T
 
 
-def _take_state_of_last(optimizer, is_last_joiner):
+def _take_state_of_last(optimizer: Any, is_last_joiner: bool) -> None:
     """The state of who trained longest, whose weights DDP has given to all."""
     group, rank = optimizer.process_group, dist.get_rank(optimizer.process_group)
     last = torch.tensor([rank if is_last_joiner else -1], device=optimizer.adapters[0].B.device)

@@ -1,10 +1,11 @@
 """Layers with LoRA adapters, built as PEFT builds them, and a function that puts them into a model."""
 
 import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lorsum._arrays import as_rank
 
@@ -18,7 +19,7 @@ class _LoRALayer(nn.Module):
     lora_A: Any
     lora_B: Any
 
-    def __init__(self, base, rank, alpha, rslora, dropout):
+    def __init__(self, base: Any, rank: int, alpha: float | None, rslora: bool, dropout: float):
         super().__init__()
         if alpha is not None and not (isinstance(alpha, (int, float)) and math.isfinite(alpha)):
             raise ValueError(f"`alpha` is {alpha!r}; a finite number is needed.")
@@ -28,12 +29,12 @@ class _LoRALayer(nn.Module):
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.scaling = 1.0 if alpha is None else alpha / (math.sqrt(rank) if rslora else rank)
 
-    def reset_adapter(self):
+    def reset_adapter(self) -> None:
         """B = 0 and A uniform on ±1/√d_in: the layer computes what its base does."""
         nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B.weight)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """The base's output, and the adapter's."""
         base = self.base(x)
         adapted = self.lora_B(self.lora_A(self.dropout(x.to(self.lora_A.weight.dtype))))
@@ -42,19 +43,19 @@ class _LoRALayer(nn.Module):
         return base + adapted.to(base.dtype)
 
     @property
-    def weight(self):
+    def weight(self) -> Tensor:
         """The base's weight with the adapter in it."""
         A, B = self.lora_A.weight, self.lora_B.weight
         BA = (B.reshape(B.shape[0], -1) @ A.reshape(A.shape[0], -1)).reshape(self.base.weight.shape)
         return self.base.weight + (self.scaling * BA).to(self.base.weight.dtype)
 
     @property
-    def bias(self):
+    def bias(self) -> Tensor | None:
         """The base's bias."""
         return self.base.bias
 
     @torch.no_grad()
-    def merged(self):
+    def merged(self) -> Any:
         """The base with the adapter added to its weight; this layer must not be used after that.
 
         Returns
@@ -64,7 +65,7 @@ class _LoRALayer(nn.Module):
         self.base.weight.copy_(self.weight)
         return self.base.requires_grad_(self.lora_A.weight.requires_grad)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         """Rank and scaling."""
         return f"rank={self.lora_A.weight.shape[0]}, scaling={self.scaling:g}"
 
@@ -101,7 +102,16 @@ class LoRALinear(_LoRALayer):
     (torch.Size([2, 5]), torch.Size([4, 2]), 2.0)
     """
 
-    def __init__(self, base, rank, *, alpha=None, rslora=False, dropout=0.0, bias=True):
+    def __init__(
+        self,
+        base: nn.Linear | tuple[int, int],
+        rank: int,
+        *,
+        alpha: float | None = None,
+        rslora: bool = False,
+        dropout: float = 0.0,
+        bias: bool = True,
+    ):
         if not isinstance(base, nn.Module):
             d_in, d_out = _sizes(base, 2, "(d_in, d_out)")
             base = nn.Linear(d_in, d_out, bias=bias)
@@ -145,7 +155,16 @@ class LoRAConv2d(_LoRALayer):
     (torch.Size([1, 8, 5, 5]), torch.Size([2, 3, 5, 5]))
     """
 
-    def __init__(self, base, rank, *, alpha=None, rslora=False, dropout=0.0, bias=True):
+    def __init__(
+        self,
+        base: nn.Conv2d | tuple[Any, ...],
+        rank: int,
+        *,
+        alpha: float | None = None,
+        rslora: bool = False,
+        dropout: float = 0.0,
+        bias: bool = True,
+    ):
         if not isinstance(base, nn.Module):
             d_in, d_out, kernel_size = _sizes(base, 3, "(d_in, d_out, kernel_size)")
             base = nn.Conv2d(d_in, d_out, kernel_size, bias=bias)
@@ -164,7 +183,15 @@ class LoRAConv2d(_LoRALayer):
         self.reset_adapter()
 
 
-def add_lora(model, rank, *, targets=None, alpha=None, rslora=False, dropout=0.0):
+def add_lora(
+    model: nn.Module,
+    rank: int,
+    *,
+    targets: str | Iterable[str] | Callable[[str, nn.Module], bool] | None = None,
+    alpha: float | None = None,
+    rslora: bool = False,
+    dropout: float = 0.0,
+) -> Any:
     """Put adapters into a model, in place.
 
     Only the weights of the layers that get an adapter are frozen. Biases and all other layers stay as they are: call
@@ -205,8 +232,8 @@ def add_lora(model, rank, *, targets=None, alpha=None, rslora=False, dropout=0.0
     """
     is_target = _target(targets)
     inside = {name for name, module in model.named_modules() if isinstance(module, _LoRALayer)}
-    options = {"alpha": alpha, "rslora": rslora, "dropout": dropout}
-    made: dict = {}  # by the layer adapted, so that a layer used in two places stays one
+    options: dict[str, Any] = {"alpha": alpha, "rslora": rslora, "dropout": dropout}
+    made: dict[nn.Module, nn.Module] = {}  # by the layer adapted, so that a layer used in two places stays one
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if any(name.startswith(f"{outer}." if outer else "") for outer in inside) or not is_target(name, module):
             continue
@@ -221,7 +248,7 @@ def add_lora(model, rank, *, targets=None, alpha=None, rslora=False, dropout=0.0
     return model
 
 
-def _target(targets):
+def _target(targets: Any) -> Callable[[str, nn.Module], bool]:
     if targets is None:
         return lambda name, module: type(module) is nn.Linear
     if callable(targets):
@@ -230,14 +257,15 @@ def _target(targets):
     return lambda name, module: any(name == end or name.endswith("." + end) for end in ends)
 
 
-def _adapted(name, module, rank, options):
-    for kind, layer in ((nn.Linear, LoRALinear), (nn.Conv2d, LoRAConv2d)):
+def _adapted(name: str, module: Any, rank: int, options: dict[str, Any]) -> nn.Module:
+    layers: tuple[tuple[Any, Any], ...] = ((nn.Linear, LoRALinear), (nn.Conv2d, LoRAConv2d))
+    for kind, layer in layers:
         if isinstance(module, kind):
             return layer(module, min(rank, module.weight.shape[0], module.weight[0].numel()), **options)
     raise ValueError(f"`targets` means `{name}`, a {type(module).__name__}; a Linear or a Conv2d is needed.")
 
 
-def _sizes(base, count, names):
+def _sizes(base: Any, count: int, names: str) -> tuple[int, ...]:
     try:
         sizes = tuple(base)
     except TypeError:

@@ -1,7 +1,7 @@
 """The update rules of :mod:`lorsum.optim` as optimizers of PyTorch."""
 
 from lorsum import optim
-from lorsum.torch._base import AdapterOptimizer
+from lorsum.torch._optimizer import AdapterOptimizer
 
 __all__ = [
     "OPLoRA",
@@ -16,7 +16,7 @@ __all__ = [
 class OPLoRA(AdapterOptimizer):
     """OPLoRA: each adapter takes the step W − ηG − ηαM, rounded to its rank by LoRSum (algorithm 1 of the paper).
 
-    Options of the rule: ``lr, momentum, momentum_rank, iters, reg, start, simultaneous, method, weight_decay,
+    Options of the rule: ``lr, momentum, momentum_rank, iters, reg, first, simultaneous, method, weight_decay,
     maximize``, as for :class:`lorsum.optim.OPLoRA`; everything else as for :class:`AdapterOptimizer`. With
     ``momentum_rank=None`` the state takes as many numbers as the adapters: half of what AdamW keeps.
 
@@ -43,7 +43,7 @@ class OPLoRA(AdapterOptimizer):
 class ProjectedOPLoRA(AdapterOptimizer):
     """OPLoRA with LoFT's momentum, projected at each step on what the adapter's factors can express.
 
-    Options of the rule: ``lr, momentum, iters, reg, start, simultaneous, method, weight_decay, maximize``, as for
+    Options of the rule: ``lr, momentum, iters, reg, first, simultaneous, method, weight_decay, maximize``, as for
     :class:`lorsum.optim.ProjectedOPLoRA`; everything else as for :class:`AdapterOptimizer`.
     """
 

@@ -12,7 +12,7 @@ import pytest
 from numba.core.dispatcher import Dispatcher
 
 import lorsum as ls
-from lorsum import _blas, _cache, _kernels, _triangles
+from lorsum import _blas, _cache, _kernels
 
 PACKAGE = Path(ls.__file__).parent
 
@@ -32,12 +32,12 @@ GIVEN = [3.0, 6.0, 12.0, 1.0, 2.0, 2.0, 5.0, 1.0]
 # The same of one small kernel
 ONE = """
 import numpy as np
-from lorsum import _triangles
+from lorsum import _kernels
 
-print(*_triangles.turned(np.array([[1.0, 2.0], [0.0, 1.0]])).ravel())
-print(sum(_triangles.turned.stats.cache_misses.values()))
+print(*_kernels.transposed(np.array([[1.0, 2.0], [0.0, 1.0]])).ravel())
+print(sum(_kernels.transposed.stats.cache_misses.values()))
 """
-TURNED = [1.0, 0.0, 2.0, 1.0]
+TRANSPOSED = [1.0, 0.0, 2.0, 1.0]
 
 
 def started(code, cache, package=PACKAGE, **variables):
@@ -63,7 +63,7 @@ def run(*args, **variables):
 
 
 def test_all_kernels_are_kept():
-    for module in (_blas, _triangles, _kernels):
+    for module in (_blas, _kernels):
         compiled = [f for f in vars(module).values() if isinstance(f, Dispatcher)]
         assert compiled
         assert all(type(f._cache) is _cache._Cache for f in compiled)
@@ -71,11 +71,11 @@ def test_all_kernels_are_kept():
 
 def test_later_processes_compile_only_for_other_settings(tmp_path):
     cache = tmp_path / "cache"
-    assert run(ONE, cache) == [TURNED, [1]]
-    assert run(ONE, cache) == [TURNED, [0]]
-    assert run(ONE, cache, NUMBA_BOUNDSCHECK="1") == [TURNED, [1]]
-    assert run(ONE, cache, NUMBA_OPT="0") == [TURNED, [1]]
-    assert run(ONE, cache) == [TURNED, [0]]
+    assert run(ONE, cache) == [TRANSPOSED, [1]]
+    assert run(ONE, cache) == [TRANSPOSED, [0]]
+    assert run(ONE, cache, NUMBA_BOUNDSCHECK="1") == [TRANSPOSED, [1]]
+    assert run(ONE, cache, NUMBA_OPT="0") == [TRANSPOSED, [1]]
+    assert run(ONE, cache) == [TRANSPOSED, [0]]
 
 
 def test_an_upgrade_of_any_file_runs_the_new_code(tmp_path):
@@ -103,9 +103,9 @@ def test_code_of_an_earlier_version_makes_way(tmp_path):
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
     run(ONE, cache, package)
     (before,) = cache.rglob("*.nbc")
-    with (package / "_triangles.py").open("a") as file:
+    with (package / "_kernels.py").open("a") as file:
         file.write("ANOTHER = 1\n")
-    assert run(ONE, cache, package) == [TURNED, [1]]
+    assert run(ONE, cache, package) == [TRANSPOSED, [1]]
     (after,) = cache.rglob("*.nbc")
     assert after.name != before.name
 
@@ -116,8 +116,8 @@ def test_damaged_code_is_compiled_again(damaged, tmp_path):
     run(ONE, cache)
     (path,) = cache.rglob("*.nbc")
     path.write_bytes(damaged(path.read_bytes()))
-    assert run(ONE, cache) == [TURNED, [1]]
-    assert run(ONE, cache) == [TURNED, [0]]
+    assert run(ONE, cache) == [TRANSPOSED, [1]]
+    assert run(ONE, cache) == [TRANSPOSED, [0]]
 
 
 # --- places ---
@@ -134,8 +134,8 @@ def zipped(folder):
 
 def test_code_of_a_package_in_an_archive_is_kept(tmp_path):
     package, cache = zipped(tmp_path), tmp_path / "cache"
-    assert run(ONE, cache, package) == [TURNED, [1]]
-    assert run(ONE, cache, package) == [TURNED, [0]]
+    assert run(ONE, cache, package) == [TRANSPOSED, [1]]
+    assert run(ONE, cache, package) == [TRANSPOSED, [0]]
 
 
 def test_where_nothing_can_be_written_kernels_are_compiled_and_one_line_says_so(tmp_path):
@@ -143,7 +143,7 @@ def test_where_nothing_can_be_written_kernels_are_compiled_and_one_line_says_so(
     nowhere = str(tmp_path / "file" / "folder")
     variables = {"HOME": nowhere, "XDG_CACHE_HOME": nowhere, "LOCALAPPDATA": nowhere}
     numbers, complaint = ended(started(ONE, tmp_path / "file", zipped(tmp_path), **variables))
-    assert numbers == [TURNED, [1]]
+    assert numbers == [TRANSPOSED, [1]]
     assert complaint.count("\n") == 1
     assert "Set NUMBA_CACHE_DIR to a folder" in complaint
 
@@ -171,9 +171,9 @@ import lorsum as ls
 
 start = Barrier(8)
 def work(i):
-    from lorsum import _compiled
+    from lorsum import _numba
     start.wait()
-    kernels, blas = _compiled._loaded(np.dtype(np.float64))
+    kernels, blas = _numba.loaded(np.dtype(np.float64))
     A, Y = np.array([[1.0, 2.0, 4.0]]), np.empty((1, 3))
     kernels.combine(((A, False),), np.array([[float(i)]]), Y, blas)
     return Y[0]
@@ -189,11 +189,11 @@ BATCHES = """
 import multiprocessing, sys
 import numpy as np
 import lorsum as ls
-from lorsum import _compiled
+from lorsum.alternating import numba as from_problems
 from numba import config
 
 def work(seed):
-    _compiled.WORTH_A_THREAD, config.NUMBA_NUM_THREADS = 0, 3
+    from_problems.WORTH_A_THREAD, config.NUMBA_NUM_THREADS = 0, 3
     rng = np.random.default_rng(seed)
     W, G = (ls.LowRank(rng.normal(size=(6, 40, r)), rng.normal(size=(6, 30, r))) for r in (3, 5))
     X = ls.lorsum(W - 0.1 * G, iters=2)
@@ -222,7 +222,7 @@ FORKED = """
 import os, signal, threading, time
 import numpy as np
 from numba.core.compiler_lock import global_compiler_lock
-from lorsum import _triangles
+from lorsum import _kernels
 
 compiling = threading.Event()
 def compile_for_a_while():
@@ -235,7 +235,7 @@ compiling.wait()
 child = os.fork()
 if not child:
     signal.alarm(60)  # the end of one that waits for ever
-    print(*_triangles.turned(np.eye(1)).ravel(), flush=True)
+    print(*_kernels.transposed(np.eye(1)).ravel(), flush=True)
     os._exit(0)
 print(os.waitpid(child, 0)[1])
 """
@@ -249,7 +249,7 @@ def test_a_fork_while_another_thread_compiles(tmp_path):
 
 # --- no compilation ---
 
-EVERY_VERB = """
+EVERY_FUNCTION = """
 import numpy as np
 import lorsum as ls
 
@@ -271,9 +271,9 @@ print(*ls.gap(X, target))
 
 
 def test_without_compilation_results_are_the_same(tmp_path, capsys):
-    exec(EVERY_VERB, {})
+    exec(EVERY_FUNCTION, {})
     expected = [[float(word) for word in line.split()] for line in capsys.readouterr().out.splitlines()]
-    given = run(EVERY_VERB, tmp_path / "cache", NUMBA_DISABLE_JIT="1")
+    given = run(EVERY_FUNCTION, tmp_path / "cache", NUMBA_DISABLE_JIT="1")
     assert len(given) == len(expected) == 9
     for numbers, those in zip(given, expected, strict=True):
         np.testing.assert_allclose(numbers, those, rtol=0, atol=1e-13 * np.max(np.abs(those)))

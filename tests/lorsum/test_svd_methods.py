@@ -297,15 +297,19 @@ def test_it_compiles_under_jax():
 
 
 def test_propack_misses_equal_singular_values_and_is_found_out():
+    A = matrix(80, 60, "all equal")
+    if tuple(map(int, scipy.__version__.split(".")[:2])) < (1, 17):  # whose PROPACK, another program, finds them
+        assert_best(truncated_svd(A, 8, method="propack", rng=0), A, 8)
+        return
     with pytest.raises(scipy.linalg.LinAlgError, match=r"'propack' has not converged: .*'arpack' or 'lapack'"):
-        truncated_svd(matrix(80, 60, "all equal"), 8, method="propack", rng=0)
+        truncated_svd(A, 8, method="propack", rng=0)
 
 
 @pytest.mark.parametrize("method", ["arpack", "lobpcg", "subspace"])
 def test_too_few_iterations(method):
     A = np.random.default_rng(0).normal(size=(80, 60))
     with pytest.raises(scipy.linalg.LinAlgError, match=f"`method` '{method}' has not converged"):
-        truncated_svd(A, 3, method=method, iters=1, rng=0)
+        truncated_svd(A, 3, method=method, max_iters=1, rng=0)
 
 
 @pytest.mark.parametrize(
@@ -341,7 +345,7 @@ def test_a_looser_tolerance_takes_fewer_products(method):
 
     def products(tol):
         counted = counting(A)
-        svd = truncated_svd(counted.operator, 3, method=method, tol=tol, rng=0)
+        svd = truncated_svd(counted.operator, 3, method=method, residual_tol=tol, rng=0)
         residual = scipy.linalg.norm(A @ svd.Vh.T - svd.U * svd.s) / svd.s[0]
         assert residual <= max(tol, 1e-8)
         return counted.columns
@@ -464,12 +468,17 @@ ONE_WAY = LinearOperator((4, 3), matvec=lambda x: SMALL @ x)
         (SMALL, {"rtol": "0.1%"}, TypeError, "`rtol` is '0.1%'"),
         (SMALL, {"rtol": 0.1, "method": "arpack"}, ValueError, "`rtol` needs all singular values"),
         (SMALL, {"rtol": 0.1, "method": "randomized"}, ValueError, "`rtol` needs .* 'randomized' .* use 'lapack'"),
-        (SMALL, {"rank": 1, "tol": -1}, ValueError, "`tol` is -1"),
-        (SMALL, {"rank": 1, "tol": None}, TypeError, "`tol` is None"),
+        (SMALL, {"rank": 1, "residual_tol": -1}, ValueError, "`residual_tol` is -1"),
+        (SMALL, {"rank": 1, "residual_tol": None}, TypeError, "`residual_tol` is None"),
         (SMALL, {"rank": 1, "oversample": -1}, ValueError, "`oversample` is -1"),
         (SMALL, {"rank": 1, "oversample": 0.5}, TypeError, "`oversample` is 0.5"),
         (SMALL, {"rank": 1, "iters": -1, "method": "randomized"}, ValueError, "`iters` is -1"),
-        (SMALL, {"rank": 1, "iters": 0, "method": "subspace"}, ValueError, "`iters` is 0; it must be at least 1"),
+        (
+            SMALL,
+            {"rank": 1, "max_iters": 0, "method": "subspace"},
+            ValueError,
+            "`max_iters` is 0; it must be at least 1",
+        ),
         (SMALL, {"rank": 1, "method": "subspace", "rng": "dice"}, TypeError, "`rng` is 'dice'"),
         (SMALL, {"rank": 1, "method": "arpack", "rng": -1}, ValueError, "`rng` is -1"),
         (SMALL, {"rank": 1, "method": "ARPACK"}, ValueError, "`method` is 'ARPACK'; it must be one of 'auto'"),
@@ -506,8 +515,9 @@ def test_an_operator_without_adjoint_can_be_formed():
 @pytest.mark.parametrize(
     ("option", "methods"),
     [
-        ({"iters": 3}, ("factored", "lapack")),
-        ({"tol": 1e-3}, ("factored", "lapack", "randomized")),
+        ({"iters": 3}, ("auto", "factored", "lapack", "arpack", "propack", "lobpcg", "subspace")),
+        ({"max_iters": 300}, ("factored", "lapack", "randomized")),
+        ({"residual_tol": 1e-3}, ("factored", "lapack", "randomized")),
         ({"oversample": 3}, ("auto", "factored", "lapack", "arpack", "propack", "lobpcg")),
     ],
     ids=str,
@@ -520,9 +530,8 @@ def test_options_that_a_method_has_no_use_for_are_refused(option, methods):
             with pytest.raises(ValueError, match=f"`{name}` is {value}, of which `method` '{method}' makes no use"):
                 truncated_svd(A, 2, method=method, rng=0, **option)
         else:
-            more = {"iters": 300} if option == {"iters": 3} and method != "randomized" else option
             np.testing.assert_allclose(
-                truncated_svd(A, 2, method=method, rng=0, **more).s, truncated_svd(A, 2).s, rtol=1e-2
+                truncated_svd(A, 2, method=method, rng=0, **option).s, truncated_svd(A, 2).s, rtol=1e-2
             )
 
 

@@ -330,7 +330,7 @@ def test_a_start_four_times_too_large_ends_above_the_target():
         (lambda: excess_bound([2, 1], 1, 1, -0.1), "`start_angle` is -0.1"),
         (lambda: excess_bound([2, 1], 1, 1, 0.1, accelerate="chebyshev"), "`accelerate` is 'chebyshev'"),
         (lambda: gap_free_bound(1, 0.1, accelerate=True), "`accelerate` is True"),
-        (lambda: iterations_needed([2, 1], 1, 0, 0.1), "`tolerance` is 0"),
+        (lambda: iterations_needed([2, 1], 1, 0, 0.1), "`tol` is 0"),
         (lambda: iterations_needed([2, 1], 1, 0.1, np.pi / 2), "`start_angle` is π/2"),
         (lambda: random_start_angle(10, 3, columns=2), "`columns` is 2"),
         (lambda: random_start_angle(10, 3, columns=11), "`columns` is 11"),

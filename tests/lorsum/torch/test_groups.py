@@ -184,7 +184,7 @@ def test_groups_can_be_added():
         optimizer.step()
     with pytest.raises(ValueError, match="more than one parameter group"):
         optimizer.add_param_group({"params": model[2]})
-    assert len(optimizer.param_groups) == len(optimizer._adapters) == 3
+    assert len(optimizer.param_groups) == len(optimizer._groups) == 3
 
 
 def test_models_of_one_group_have_gradients_of_their_own():

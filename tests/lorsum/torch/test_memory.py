@@ -76,7 +76,7 @@ LOOPS = [
 def held(optimizer):
     """Bytes of all tensors that the optimizer's captures reach."""
     total = 0
-    for capture in optimizer._captures.values():
+    for capture in optimizer._captures:
         gradients = [capture.gradient, *capture._staged.values()]
         total += sum(gradient.nbytes for gradient in gradients)
     return total

@@ -413,7 +413,7 @@ def test_a_pair_without_a_gradient_is_left_as_it_is():
     model, twin = Unused(), LoRALinear((9, 5), rank=2)
     twin.load_state_dict(model.spare.state_dict())
     optimizer, expected = OPLoRA(model, lr=0.1, momentum=0.9), OPLoRA(twin, lr=0.1, momentum=0.9)
-    expected.seed, expected._number_of = optimizer.seed, {twin.lora_B.weight: 1}  # its momentum starts alike
+    expected._adapters[0].seed = [optimizer.seed, 1]  # its momentum starts alike
     for step in range(6):
         optimizer.zero_grad()
         before = copy.deepcopy(model.spare.state_dict())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lorsum.torch import OPLoRA, SVDLoRA, _ahead, add_lora
+from lorsum.torch import OPLoRA, SVDLoRA, _overlap, add_lora
 
 
 def network():
@@ -145,12 +145,12 @@ def test_results_are_the_same_bit_for_bit(between, Optimizer):
 def test_steps_are_computed_in_the_backward_pass_and_taken_where_they_are_good(between, monkeypatch):
     threads = []
 
-    def recorded(*arguments, stepped=_ahead.stepped):
+    def recorded(*arguments, stepped=_overlap.stepped):
         threads.append(threading.current_thread().name)
         return stepped(*arguments)
 
-    monkeypatch.setattr(_ahead, "stepped", recorded)
-    monkeypatch.setattr("lorsum.torch._base.stepped", recorded)
+    monkeypatch.setattr(_overlap, "stepped", recorded)
+    monkeypatch.setattr("lorsum.torch._trained_adapter.stepped", recorded)
     model = network()
     optimizer = OPLoRA(model, lr=0.05, momentum=0.9, overlap=True)
     backward(model, 0)
@@ -173,9 +173,9 @@ def test_a_step_begins_before_the_backward_pass_has_ended():
     done = []
 
     def wait(grad):
-        (_, future), *_ = optimizer._ahead.started.values()
-        future.result(timeout=60)
-        done.append(len(optimizer._ahead.started))
+        last, *_ = begun = [trained.begun for trained in reversed(optimizer._adapters) if trained.begun is not None]
+        last.future.result(timeout=60)
+        done.append(len(begun))
 
     x = torch.randn(4, 12, requires_grad=True)
     x.register_hook(wait)
@@ -207,7 +207,7 @@ def test_one_can_wait_for_the_steps_that_were_begun():
         optimizer = OPLoRA(model, lr=0.05, overlap=overlap)
         backward(model, 0)
         optimizer.synchronize()
-        assert not overlap or all(future.done() for _, future in optimizer._ahead.started.values())
+        assert not overlap or all(trained.begun.future.done() for trained in optimizer._adapters)
         optimizer.step()
 
 

@@ -311,7 +311,7 @@ class Program:
         self.model.zero_grad()
         self.model(self.random(2, 6))
         assert set(self.optimizer.gradient_nbytes().values()) == {0}
-        assert not any(capture._staged for capture in self.optimizer._captures.values())
+        assert not any(capture._staged for capture in self.optimizer._captures)
 
 
 def assert_near(actual, expected, tolerance, name):

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from array_code import in_array_code
 from reference import distance
 
 from lorsum import Damped, Diagonal, History, LowRank, gap, lorsum, lorsum_until, principal_angles, truncated_svd
@@ -309,19 +310,19 @@ HALVES = {
     "jax float16": lambda x: jax.numpy.asarray(x, jax.numpy.float16),
     "jax bfloat16": lambda x: jax.numpy.asarray(x, jax.numpy.bfloat16),
 }
-# The general path, which all dtypes take: float32 in NumPy would go to the compiled kernels otherwise
+# In array code also NumPy's, whose float32 would go to the kernels
 HALF_OPERATIONS = {
-    "lorsum": lambda p: lorsum(p.target, iters=2, solver="qr"),
-    "lorsum reg": lambda p: lorsum(p.target, iters=2, reg=0.1, first="V", solver="qr"),
-    "lorsum coefficients": lambda p: lorsum(p.target, iters=2, method="coefficients", gauge="paper", solver="qr"),
+    "lorsum": lambda p: in_array_code(p.target, iters=2),
+    "lorsum reg": lambda p: in_array_code(p.target, iters=2, reg=0.1, first="V"),
+    "lorsum coefficients": lambda p: in_array_code(p.target, iters=2, method="coefficients", gauge="paper"),
     "lorsum gram": lambda p: lorsum(p.target, iters=2, solver="gram"),
     "lorsum simultaneous": lambda p: lorsum(p.target, simultaneous=True),
     "lorsum krylov": lambda p: lorsum(p.target, iters=2, accelerate="krylov"),
-    "lorsum oversample": lambda p: lorsum(p.target, iters=2, oversample=2, solver="qr"),
-    "lorsum dense": lambda p: lorsum(p.target + p.D, iters=2, solver="qr"),
-    "metric damped": lambda p: lorsum(p.target, iters=2, metric=p.damped, solver="qr"),
-    "metric diagonal": lambda p: lorsum(p.target, iters=2, metric=tuple(map(Diagonal, p.diagonals)), solver="qr"),
-    "metric definite": lambda p: lorsum(p.target, iters=2, metric=p.definite, solver="qr"),
+    "lorsum oversample": lambda p: in_array_code(p.target, iters=2, oversample=2),
+    "lorsum dense": lambda p: in_array_code(p.target + p.D, iters=2),
+    "metric damped": lambda p: in_array_code(p.target, iters=2, metric=p.damped),
+    "metric diagonal": lambda p: in_array_code(p.target, iters=2, metric=tuple(map(Diagonal, p.diagonals))),
+    "metric definite": lambda p: in_array_code(p.target, iters=2, metric=p.definite),
     "least_squares_factor": lambda p: least_squares_factor(p.target, p.V, p.U, 0.1),
     "svd factored": lambda p: truncated_svd(p.target, 2, method="factored"),
     "svd lapack": lambda p: truncated_svd(p.D, 2, method="lapack"),

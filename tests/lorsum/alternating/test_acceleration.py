@@ -5,12 +5,15 @@ import tracemalloc
 import numpy as np
 import pytest
 import scipy.linalg
+from array_code import in_array_code
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import EPS, alternating, dense, distance, truncated
 from strategies import generators, normal_lowrank, problems, with_spectrum
 
-from lorsum import Damped, LowRank, LowRankSum, _krylov, _preparation, lorsum, lorsum_until, optim, truncated_svd
+from lorsum import Damped, LowRank, LowRankSum, lorsum, lorsum_until, optim, truncated_svd
+from lorsum.alternating import array_api
+from lorsum.alternating import problem as checked
 
 starts = pytest.mark.parametrize("first", ["U", "V"])
 
@@ -76,7 +79,7 @@ def test_krylov_costs_as_many_products_as_the_plain_iteration(accelerate, monkey
     target, init = slow_decay()
     products, times = [], LowRankSum._times
     monkeypatch.setattr(LowRankSum, "_times", lambda self, X: products.append(X.shape[-1]) or times(self, X))
-    lorsum(target, init=init, iters=4, accelerate=accelerate, solver="qr", method="direct")
+    in_array_code(target, init=init, iters=4, accelerate=accelerate, method="direct")
     assert products == [3] * 8
 
 
@@ -118,7 +121,7 @@ def graded_example(seed):
 
 def test_converged_and_exhausted_blocks_leave_the_basis_orthonormal(monkeypatch):
     bases = []
-    monkeypatch.setattr(_krylov, "truncated_svd", lambda QP, rank: bases.append(QP.U) or truncated_svd(QP, rank))
+    monkeypatch.setattr(array_api, "truncated_svd", lambda QP, rank: bases.append(QP.U) or truncated_svd(QP, rank))
     for seed in range(300):
         target, options = graded_example(seed)
         lorsum(target, accelerate="krylov", **options)
@@ -151,9 +154,9 @@ def test_converged_and_exhausted_blocks_cost_no_digits():
 )
 def test_oversampling_is_the_truncation_of_an_iteration_with_more_columns(first, options, monkeypatch):
     W, G = example()
-    extended, made = _preparation._extended, []
+    extended, made = checked._with_more_columns, []
     with monkeypatch.context() as patch:
-        patch.setattr(_preparation, "_extended", lambda *args: made.append(extended(*args)) or made[-1])
+        patch.setattr(checked, "_with_more_columns", lambda *args: made.append(extended(*args)) or made[-1])
         X = lorsum(W - G, iters=2, first=first, oversample=2, **options)
     (init,) = made
     assert distance(init, W) < EPS  # the same matrix: the columns of one side have zeros on the other
@@ -177,17 +180,17 @@ def test_the_columns_that_oversampling_draws_depend_on_rng_alone():
 
 
 def stated_operations(m, n, R, r, iters):
-    """What lorsum's docstring says that the direct method and coefficients cost."""
+    """What Plan's docstring says that the direct method and coefficients cost."""
     direct = iters * (m + n) * (4 * R * r + 6 * r**2)
     compressing = 6 * (m + n) * R**2 + 2 * R**3 + 2 * (m + n) * R * r
     return direct, compressing + iters * (8 * R**2 * r + 12 * R * r**2)
 
 
 def takes_coefficients(target, monkeypatch, **options):
-    taken, compressed = [], _preparation.compressed
+    taken, compressed = [], array_api.compressed
     with monkeypatch.context() as patch:
-        patch.setattr(_preparation, "compressed", lambda *args: taken.append(args) or compressed(*args))
-        lorsum(target, solver="qr", **options)
+        patch.setattr(array_api, "compressed", lambda *args: taken.append(args) or compressed(*args))
+        in_array_code(target, **options)
     return bool(taken)
 
 

@@ -1,43 +1,35 @@
-"""Floor 2: LoRSum, the alternating least-squares updates that track the truncated SVD of a sum of low-rank matrices."""
+"""LoRSum: alternating least-squares updates that track the truncated SVD of a sum of low-rank matrices.
 
+A call is read from top to bottom: ``lorsum`` makes a :class:`~lorsum.alternating.problem.Problem` of its arguments, a
+:class:`~lorsum.alternating.plan.Plan` for it, and takes that way, in Numba kernels or in array code.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.linalg import LinAlgError
 
-from lorsum._arrays import (
-    as_array,
-    as_count,
-    as_float,
-    as_number,
-    as_rank,
-    computing_dtype,
-    is_complex,
-    is_finite,
-    is_scalar,
-    is_traced,
-    namespace_of,
-    zeros_like,
-)
-from lorsum._by_kernels import by_kernels
-from lorsum._half_steps import gram_half_step, in_the_papers_gauge, qr_half_step, solved
-from lorsum._krylov import krylov
+from lorsum._arrays import as_array, computing_dtype, is_finite, namespace_of, zeros_like
 from lorsum._operators import check_adjoints, is_operator
-from lorsum._preparation import prepared
-from lorsum.lowrank import LowRank, LowRankSum, as_sum, check_addable, require_finite, require_finite_coefficients
+from lorsum.alternating.array_api import by_array_code, qr_half_step
+from lorsum.alternating.numba import by_kernels
+from lorsum.alternating.plan import Plan, planned
+from lorsum.alternating.problem import (
+    Acceleration,
+    Gauge,
+    Method,
+    Problem,
+    Solver,
+    as_problem,
+    as_reg,
+    simplified,
+)
+from lorsum.lowrank import LowRank, LowRankSum, as_sum, require_finite
+from lorsum.typing import RNG, Array, Factor, Scalar
 
-__all__ = ["Iterate", "least_squares_factor", "lorsum"]
-
-
-_CHOICES = {
-    "first": ("U", "V"),
-    "method": ("auto", "direct", "coefficients"),
-    "solver": ("auto", "qr", "gram"),
-    "gauge": ("paper", "balanced"),
-    "accelerate": (None, "krylov"),
-}
-
+__all__ = ["Iterate", "least_squares_factor", "lorsum", "lorsums", "solution"]
 
 OVERFLOW = "`target` overflows its dtype in products of its factors, or an operator in it returns a NaN; scale it down."
 
@@ -52,22 +44,22 @@ class Iterate(NamedTuple):
 
 
 def lorsum(
-    target,
+    target: Any,
     *,
-    init=None,
-    iters=1,
-    reg=0.0,
-    first="U",
-    simultaneous=False,
-    metric=None,
-    method="auto",
-    solver="auto",
-    gauge="paper",
-    oversample=0,
-    accelerate=None,
-    callback=None,
-    rng=0,
-):
+    init: LowRank | None = None,
+    iters: int = 1,
+    reg: Scalar = 0.0,
+    first: Factor = "U",
+    simultaneous: bool = False,
+    metric: Any = None,
+    method: Method = "auto",
+    solver: Solver = "auto",
+    gauge: Gauge = "paper",
+    oversample: int = 0,
+    accelerate: Acceleration | None = None,
+    callback: Callable[[Iterate], object] | None = None,
+    rng: RNG = 0,
+) -> LowRank:
     """Low-rank approximation of a sum of low-rank matrices by alternating least squares, the sum never being formed.
 
     Each of the ``iters`` iterations solves for one factor with the other one fixed, then the other way round::
@@ -180,78 +172,58 @@ def lorsum(
     >>> bool(gap(two, target).excess < gap(one, target).excess < 1e-4)
     True
     """
-    target, init, reg = _checked(target, init, reg)
-    iters, p = as_count(iters, "iters", least=0), as_count(oversample, "oversample", least=0)
-    as_rank(init.rank, init.shape, "init.rank")
-    if p:
-        as_rank(init.rank + p, init.shape, "init.rank + oversample")
-    if callback is not None and not callable(callback):
-        raise TypeError(f"`callback` is a {type(callback).__name__}; a function of an Iterate is needed.")
-    check_choices(first=first, method=method, solver=solver, gauge=gauge, accelerate=accelerate)
-    if accelerate and (simultaneous or reg is not None):
-        raise ValueError("`accelerate` is 'krylov', which needs `reg` = 0 and `simultaneous` = False.")
-    if accelerate and solver == "gram":
-        raise ValueError("`accelerate` is 'krylov', which orthogonalises, but `solver` is 'gram': use 'qr' or 'auto'.")
-
-    balance = gauge == "balanced"
-    for_kernels = solver == "auto" and iters > 0 and callback is None and not (simultaneous or accelerate)
-    if for_kernels and metric is None and p == 0:
-        X = by_kernels([(target, init, reg, balance)], iters, first, method)
-        if X is not None:
-            return X[0]
-        if isinstance(init.U, np.ndarray):  # the kernels gave up: on what is dependent, or on what is not finite
-            require_finite(target=target, init=as_sum(init))
-
-    dtype = result_dtype(target, init)
-    W, X0, undo = prepared(target, init, dtype, iters, first, metric, method, p, rng)
-
-    def finish(X):
-        for back in undo:
-            X = back(X)
-        return (X.balanced() if balance else X).astype(dtype)
-
-    half_step = gram_half_step if solver == "gram" else qr_half_step
-    sweep = krylov if accelerate else _simultaneous if simultaneous else _alternating
-    with _errors_explained(target, init, solver):
-        X = by_kernels([(W, X0, reg, False)], iters, first, method) if for_kernels and undo else None
-        X = sweep(W, X0, iters, reg, first, half_step, _observer(callback, target, finish)) if X is None else X[0]
-        X = finish(X)
-    if iters == 0:
-        require_finite(target=target)  # which nothing has read
-    if not is_finite(*X, *init):  # of the first, λ = 0 reads one factor only
-        require_finite(target=target, init=as_sum(init))
-        raise OverflowError(OVERFLOW)
-    return X
+    problem = as_problem(
+        target,
+        init,
+        iters,
+        reg,
+        first,
+        simultaneous,
+        metric,
+        method,
+        solver,
+        gauge,
+        oversample,
+        accelerate,
+        callback,
+        rng,
+    )
+    return solution(problem, planned(problem))
 
 
-def lorsums(problems, *, iters, first, simultaneous, method):
-    """``lorsum`` of several targets with low-rank first terms: what they have in common is read once.
+def lorsums(problems: Sequence[Problem]) -> list[LowRank]:
+    """The solutions of several problems; terms that they have in common are read once, where the kernels can do that.
 
     Parameters
     ----------
-    problems : list of tuple
-        A target, and options of its own: ``reg``, ``gauge`` and ``metric``.
-    iters, first, simultaneous, method
-        Options that all have.
+    problems : sequence of Problem
+        From :func:`lorsum.alternating.problem.as_problem`, with the arguments of ``lorsum``.
 
     Returns
     -------
     list of LowRank
     """
-    X = None
-    if iters > 0 and not simultaneous and all([own.get("metric") is None for _, own in problems]):
-        given = [
-            (target, target.terms[0], _checked_reg(own.get("reg", 0.0)), own.get("gauge") == "balanced")
-            for target, own in problems
-        ]
-        X = by_kernels(given, iters, first, method)
-    if X is None:
-        options = {"iters": iters, "first": first, "simultaneous": simultaneous, "method": method}
-        X = [lorsum(target, **own, **options) for target, own in problems]
-    return X
+    plan = planned(*problems)
+    X = by_kernels(problems, plan) if len(problems) > 1 and plan.backend == "numba" else None
+    return [solution(problem, planned(problem)) for problem in problems] if X is None else X
 
 
-def least_squares_factor(W, V, U0=None, reg=0.0):
+def solution(problem: Problem, plan: Plan) -> LowRank:
+    """The solution by the way that is planned, and by its fallback where the kernels give up."""
+    simpler, back = simplified(problem)
+    while plan.backend == "numba":
+        X = by_kernels((simpler,), plan)
+        if X is not None:
+            return X[0] if simpler is problem else _finite(back(X[0]), problem)
+        plan = plan.fallback()
+    if problem.iters == 0 or isinstance(problem.init.U, np.ndarray):  # nothing is read, or NumPy would warn of it
+        require_finite(target=problem.target, init=as_sum(problem.init))
+    with _errors_explained(problem):
+        X = back(by_array_code(simpler, plan, _observer(problem, back)))
+    return _finite(X, problem)
+
+
+def least_squares_factor(W: Any, V: Array, U0: Array | None = None, reg: Scalar = 0.0) -> Array:
     """The U that minimises ‖U Vᵀ − W‖² + λ‖U − U₀‖², half a step of :func:`lorsum`.
 
     Parameters
@@ -283,48 +255,22 @@ def least_squares_factor(W, V, U0=None, reg=0.0):
     array([0.5, 0.5, 0.5, 0.5])
     """
     W, V = as_sum(W, "W"), as_array(V, "V")
-    dtype = V.dtype
-    computing = computing_dtype(namespace_of(V), dtype)
-    W, V = W.astype(computing), namespace_of(V).astype(V, computing)
-    U0 = zeros_like((*W.shape[:-1], V.shape[-1]), V) if U0 is None else namespace_of(U0).astype(U0, computing)
-    U = solved(qr_half_step, W, V, U0, _checked_reg(reg))
-    return namespace_of(U).astype(U, dtype) if computing != dtype else U
+    xp, dtype = namespace_of(V), V.dtype
+    computing = computing_dtype(xp, dtype)
+    W, V = W.astype(computing), xp.astype(V, computing)
+    U0 = zeros_like((*W.shape[:-1], V.shape[-1]), V) if U0 is None else xp.astype(U0, computing)
+    U = qr_half_step(W, V, U0, as_reg(reg))
+    return xp.astype(U, dtype) if computing != dtype else U
 
 
-def _alternating(W, X0, iters, reg, first, half_step, observe):
-    """Equations 4 and 5: each factor from the newest other one."""
-    U, V = X0
-    S = T = None
-    observe(0, X0)
-    for k in range(iters):
-        for side in "UV" if first == "U" else "VU":
-            if side == "U":
-                U, S, V, T = half_step(W, V, T, S, X0.U, reg)
-            else:
-                V, T, U, S = half_step(W.T, U, S, T, X0.V, reg)
-        observe(k + 1, in_the_papers_gauge(U, S, V, T))
-    return in_the_papers_gauge(U, S, V, T)
-
-
-def _simultaneous(W, X0, iters, reg, first, half_step, observe):
-    """Algorithm 2 as printed: both factors from the last iterate."""
-    X = X0
-    observe(0, X0)
-    for k in range(iters):
-        U = solved(half_step, W, X.V, X0.U, reg)
-        V = solved(half_step, W.T, X.U, X0.V, reg)
-        X = LowRank._of(U, V)
-        observe(k + 1, X)
-    return X
-
-
-def _observer(callback, target, finish):
+def _observer(problem: Problem, back: Callable[[LowRank], LowRank]) -> Callable[[int, LowRank], None]:
     """What the sweeps call with each iterate: the user's callback, or nothing."""
-    if callback is None:
+    if problem.callback is None:
         return lambda k, X: None
+    callback = problem.callback
 
-    def observe(k, X):
-        iterate = Iterate(k, finish(X), target, 2 * k)
+    def observe(k: int, X: LowRank) -> None:
+        iterate = Iterate(k, back(X), problem.target, 2 * k)
         try:
             callback(iterate)
         except Exception as error:
@@ -335,21 +281,21 @@ def _observer(callback, target, finish):
 
 
 @contextmanager
-def _errors_explained(target, init, solver):
-    """Say which argument was at fault when the array library gives up, or when its result is not finite."""
+def _errors_explained(problem: Problem) -> Iterator[None]:
+    """Say which argument was at fault when the array library gives up."""
     try:
         yield
     except Exception as error:
         notes = getattr(error, "__notes__", ())
         if any("by the operator" in note for note in notes):
-            check_adjoints("target", filter(is_operator, target.terms))
+            check_adjoints("target", filter(is_operator, problem.target.terms))
         if notes:  # the callback's own, or the operator's
             raise
-        require_finite(target=target, init=as_sum(init))
+        require_finite(target=problem.target, init=as_sum(problem.init))
         singular = type(error).__name__.endswith("LinAlgError")  # torch has one of its own
         if not singular and not isinstance(error, ValueError):
             raise
-        if solver != "gram" or not singular:
+        if problem.solver != "gram" or not singular:
             raise OverflowError(OVERFLOW) from error
         raise LinAlgError(
             f"a solve broke down ({error}): the columns of a factor are dependent or zero. "
@@ -357,57 +303,9 @@ def _errors_explained(target, init, solver):
         ) from error
 
 
-def _checked(target, init, reg):
-    """The arguments that are matrices, and λ (None for 0, so that the formulas without it are taken)."""
-    sum_ = as_sum(target, "target")
-    if init is None:
-        init = sum_.terms[0]
-        if not isinstance(init, LowRank):
-            raise ValueError("`init` is None and the first term of `target` is no LowRank: pass `init` to start from.")
-    else:
-        check_init(init, sum_)
-    require_finite_coefficients(target=sum_)
-    return sum_, init, _checked_reg(reg)
-
-
-def result_dtype(target, init):
-    """The target's dtype, of complex numbers also where the start alone is complex."""
-    xp = target.namespace
-    if xp.isdtype(init.dtype, "complex floating") and not xp.isdtype(target.dtype, "complex floating"):
-        return xp.result_type(target.dtype, xp.complex64)
-    return target.dtype
-
-
-def check_init(init, target):
-    """An error unless a start fits its target."""
-    if not isinstance(init, LowRank):
-        raise TypeError(f"`init` is a {type(init).__name__}; a LowRank is needed.")
-    if init.shape != target.shape:
-        raise ValueError(f"`init` has shape {init.shape} and `target` {target.shape}: they must be equal.")
-    check_addable(target, as_sum(init), names=("target", "init"))
-
-
-def _checked_reg(reg):
-    if type(reg) is float and 0 <= reg < float("inf"):
-        return reg or None  # the short way, for most
-    if not is_scalar(reg):
-        raise TypeError(f"`reg` is a {type(reg).__name__}; a number is needed.")
-    if is_traced(reg):
-        return reg
-    given, reg = reg, as_number(reg, "reg")
-    if is_complex(reg):
-        raise TypeError(f"`reg` is {reg}; a real number is needed.")
-    reg = as_float(reg)
-    if not 0 <= reg < float("inf"):
-        raise ValueError(f"`reg` is {reg}; it must be finite and at least 0.")
-    if reg and getattr(given, "requires_grad", False):
-        return given
-    return reg or None
-
-
-def check_choices(**chosen):
-    """An error unless each option is one of its choices."""
-    for name, value in chosen.items():
-        choices = _CHOICES[name]
-        if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
-            raise ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(map(repr, choices))}.")
+def _finite(X: LowRank, problem: Problem) -> LowRank:
+    """The result, or an error that names what is not finite."""
+    if not is_finite(*X, *problem.init):  # of the start, λ = 0 reads one factor only
+        require_finite(target=problem.target, init=as_sum(problem.init))
+        raise OverflowError(OVERFLOW)
+    return X

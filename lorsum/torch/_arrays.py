@@ -1,15 +1,20 @@
-"""From tensors to what the rules compute on, and back: on the CPU NumPy views, which lorsum's kernels take."""
+"""Tensors as the arrays that rules compute on, and back: on the CPU NumPy views, which lorsum's kernels take."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lorsum.lowrank import LowRank
-from lorsum.torch._gradient import half_to_single
+from lorsum.optim.rule import State
+from lorsum.typing import Array
 
-__all__ = ["Held", "Slots", "leaves_of", "mapped", "matrix_in", "to_arrays", "to_tensor"]
+__all__ = ["ParameterArray", "ParameterArrays", "StateTensors", "half_to_single", "leaves_of", "mapped", "to_arrays"]
 
 
-def to_arrays(x):
+def to_arrays(x: Any) -> Any:
     """A tensor, or all tensors of a low-rank matrix, as the rules take them.
 
     CPU tensors become NumPy views; half precision becomes float32; on accelerators tensors stay tensors.
@@ -20,60 +25,56 @@ def to_arrays(x):
     return x.numpy() if x.is_cpu else x
 
 
-class Slot:
+def half_to_single(x: Tensor) -> Tensor:
+    """Half precision as float32, everything else as it is."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _to_tensor(array: Array) -> Tensor:
+    return torch.from_numpy(array) if isinstance(array, np.ndarray) else array
+
+
+class ParameterArray:
     """A parameter as an array to read from, and to put new values into."""
 
-    def __init__(self, p):
+    def __init__(self, p: Tensor):
         self.p, x = p, p.detach()
         self.direct = x.is_cpu and x.dtype in (torch.float32, torch.float64)
         self.array = x.numpy() if self.direct else to_arrays(x)
         self._memory = _memory_of(p)
 
-    def is_current(self):
+    def is_current(self) -> bool:
         """True while the array is a view of the parameter, which keeps its memory from being used for anything else."""
         return self.direct and self._memory == _memory_of(self.p)
 
-    def put(self, values):
+    def put(self, values: Array) -> None:
         """Copy values of any shape with as many numbers; autograd is told."""
         if self.direct:
             np.copyto(self.array, values.reshape(self.array.shape))
             torch.autograd.graph.increment_version(self.p)
         else:
-            self.p.copy_(to_tensor(values).reshape(self.p.shape))
+            self.p.copy_(_to_tensor(values).reshape(self.p.shape))
 
 
-def _memory_of(p):
+def _memory_of(p: Tensor) -> tuple[Any, ...]:
     return p.data_ptr(), p.shape, p.stride()
 
 
-class Slots:
-    """The slots of parameters, made again where one of them has been given other memory."""
+class ParameterArrays:
+    """Parameters as arrays, which are made again where one of them has been given other memory."""
 
-    def __init__(self, *parameters):
+    def __init__(self, *parameters: Tensor):
         self.parameters = parameters
-        self.slots: list = []
+        self._arrays: list[ParameterArray] = []
 
-    def current(self):
-        """A slot for each."""
-        if not self.slots or not all([slot.is_current() for slot in self.slots]):
-            self.slots = [Slot(p) for p in self.parameters]
-        return self.slots
-
-
-def matrix_in(slots):
-    """B·A as a LowRank of the arrays in two slots."""
-    B, A = slots[0].array, slots[1].array
-    if B.ndim > 2:
-        B, A = B.reshape(B.shape[0], -1), A.reshape(A.shape[0], -1)
-    return LowRank._of(B, A.T)
+    def current(self) -> list[ParameterArray]:
+        """One for each."""
+        if not self._arrays or not all([array.is_current() for array in self._arrays]):
+            self._arrays = [ParameterArray(p) for p in self.parameters]
+        return self._arrays
 
 
-def to_tensor(array):
-    """An array of a rule as a tensor, without a copy."""
-    return torch.from_numpy(array) if isinstance(array, np.ndarray) else array
-
-
-class Held:
+class StateTensors:
     """The state of a rule for one parameter, whose numbers live in tensors: ``{"step": …, "M.U": …, "M.V": …}``.
 
     Parameters
@@ -81,29 +82,34 @@ class Held:
     state : named tuple
         As ``rule.init`` gives it.
     tensors : dict
-        Tensors by name; those that are there already are taken in place of the state's numbers.
+        The parameter's entry in ``Optimizer.state``; tensors that are there already are taken in place of the state's
+        numbers.
     """
 
-    def __init__(self, state, tensors):
-        self.tensors, self.parts = tensors, dict[str, torch.Tensor]()
+    def __init__(self, state: State, tensors: dict[str, Any]):
+        if not hasattr(state, "count"):
+            raise TypeError(f"the rule's state is a {type(state).__name__} without `count`, the number of steps done.")
+        self._tensors, self._held = tensors, dict[str, Tensor]()
 
-        def held(name, leaf):
+        def held(name: str, leaf: Any) -> Any:
+            if name != "step" and not isinstance(leaf, (np.ndarray, Tensor)):
+                raise TypeError(f"`{name}` in the rule's state is a {type(leaf).__name__}; an array is needed.")
             if name not in tensors:
                 # In the layout of the array: what was saved and loaded is then computed with alike
-                tensors[name] = torch.tensor(leaf) if isinstance(leaf, int) else to_tensor(leaf).clone()
-            self.parts[name] = tensors[name]
+                tensors[name] = torch.tensor(leaf) if isinstance(leaf, int) else _to_tensor(leaf).clone()
+            self._held[name] = tensors[name]
             return int(tensors[name]) if isinstance(leaf, int) else to_arrays(tensors[name])
 
         self.state = mapped(state, held)
-        self.leaves = [part if name == "step" else to_arrays(part) for name, part in self.parts.items()]
+        self._leaves = [x if name == "step" else to_arrays(x) for name, x in self._held.items()]
 
-    def is_of(self, tensors):
+    def is_of(self, tensors: dict[str, Any]) -> bool:
         """True if these are the tensors, so that ``state`` is still a view of them."""
-        return tensors is self.tensors and all([tensors.get(name) is x for name, x in self.parts.items()])
+        return tensors is self._tensors and all([tensors.get(name) is x for name, x in self._held.items()])
 
-    def update(self, state):
+    def put(self, state: State) -> None:
         """Take a rule's new state."""
-        for held, leaf in zip(self.leaves, leaves_of(state), strict=True):
+        for held, leaf in zip(self._leaves, leaves_of(state), strict=True):
             if isinstance(held, np.ndarray):
                 np.copyto(held, leaf)
             elif isinstance(leaf, int):
@@ -113,14 +119,16 @@ class Held:
         self.state = self.state._replace(count=state.count)
 
 
-def leaves_of(x):
+def leaves_of(x: Any) -> Iterator[Any]:
     """The numbers and arrays in a tree of named tuples, tuples and low-rank matrices, in the order of ``mapped``."""
     if isinstance(x, (tuple, LowRank)):
-        return [leaf for part in x for leaf in leaves_of(part)]
-    return [] if x is None else [x]
+        for part in x:
+            yield from leaves_of(part)
+    elif x is not None:
+        yield x
 
 
-def mapped(x, f, place=""):
+def mapped(x: Any, f: Callable[[str, Any], Any], place: str = "") -> Any:
     """The tree of named tuples, tuples and low-rank matrices with f(place, leaf) for its leaves."""
     if x is None:
         return None

@@ -1,4 +1,4 @@
-"""Floor 2: LoRSum until its result is certified to be close to the truncated SVD."""
+"""LoRSum until its result is certified to be close to the truncated SVD."""
 
 from typing import NamedTuple
 
@@ -16,8 +16,9 @@ from lorsum._arrays import (
 )
 from lorsum._decompositions import svdvals
 from lorsum._display import dtype_name
-from lorsum._preparation import compressed
-from lorsum.alternating import check_init, lorsum, result_dtype
+from lorsum.alternating import lorsum
+from lorsum.alternating.array_api import compressed
+from lorsum.alternating.problem import check_init, result_dtype
 from lorsum.diagnostics import Gap, gap
 from lorsum.lowrank import LowRank, as_sum, require_finite
 

@@ -1,16 +1,19 @@
-"""The Numba kernels give what the general path gives, in every way that they may take, and copy next to nothing."""
+"""The Numba kernels give what the array code gives, in every way that they may take, and copy next to nothing."""
 
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from array_code import in_array_code
 from numba import config
 from reference import alternating, distance, truncated
 from strategies import gauge_of_condition, normal_lowrank
 
-from lorsum import LowRank, LowRankSum, _compiled, lorsum, truncated_svd
+from lorsum import LowRank, LowRankSum, lorsum, truncated_svd
 from lorsum.alternating import lorsums
+from lorsum.alternating import numba as from_problems
+from lorsum.alternating.problem import as_problem
 
 BLOCK = 1024  # columns that the kernels take at a time
 
@@ -36,12 +39,12 @@ def stacked(sums, shape):
 
 @pytest.fixture
 def kernels_alone(monkeypatch):
-    """The general path is closed."""
+    """The array code is closed."""
 
     def closed(*args):
         raise AssertionError("the kernels gave up")
 
-    monkeypatch.setattr("lorsum.alternating.prepared", closed)
+    monkeypatch.setattr("lorsum.alternating.by_array_code", closed)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -58,9 +61,9 @@ def kernels_alone(monkeypatch):
     ],
     ids=str,
 )
-def test_kernels_give_what_the_general_path_gives(shape, dtype, options):
+def test_kernels_give_what_the_array_code_gives(shape, dtype, options):
     target = problem(*shape, dtype)
-    expected = lorsum(target, solver="qr", **options)
+    expected = in_array_code(target, **options)
     for method in ("direct", "coefficients"):
         X = lorsum(target, method=method, **options)
         assert X.dtype == dtype
@@ -91,7 +94,7 @@ def test_sums_of_the_same_terms_together_and_one_by_one(shape, iters, dense, ker
     M = normal_lowrank(np.random.default_rng(1), *target.shape, 2)
     G = G.to_dense() if dense else G
     problems = [(W - 0.1 * G - 0.05 * M, {"reg": 1e-3}), (0.9 * M + G, {"gauge": "balanced"})]
-    together = lorsums(problems, iters=iters, first="U", simultaneous=False, method="auto")
+    together = lorsums([as_problem(target, iters=iters, **own) for target, own in problems])
     for X, (target, own) in zip(together, problems, strict=True):
         assert distance(X, lorsum(target, iters=iters, **own)) < 1e-13
 
@@ -169,7 +172,7 @@ def test_arrays_of_any_order_that_must_not_be_written_to():
     ],
 )
 def test_a_batch_is_a_loop_in_any_number_of_threads(threads, dense, options, monkeypatch):
-    monkeypatch.setattr(_compiled, "WORTH_A_THREAD", 0)
+    monkeypatch.setattr(from_problems, "WORTH_A_THREAD", 0)
     monkeypatch.setattr(config, "NUMBA_NUM_THREADS", threads)
     singles = [problem(40, 30, 3, (5, 100), seed=seed) for seed in range(6)]
     batch = stacked(singles, (2, 3))
@@ -190,7 +193,7 @@ def test_the_gradient_of_an_empty_batch_of_samples_in_a_batch():
     assert distance(LowRank(X.U[1], X.V[1]), W) < 1e-14
 
 
-def test_one_dependent_matrix_in_a_batch_leads_all_to_the_general_path():
+def test_one_dependent_matrix_in_a_batch_leads_all_to_the_array_code():
     W = normal_lowrank(np.random.default_rng(4), 20, 15, 3)
     zero = LowRank(np.zeros_like(W.U), W.V)
     G = normal_lowrank(np.random.default_rng(5), 20, 15, 4)

@@ -1,36 +1,63 @@
-"""The optimizer around a rule: parameter groups, state and steps; the mathematics is the rule's."""
+"""The optimizer around a rule: parameter groups, state and steps; the mathematics is the rule's.
+
+From a call of an adapter's layer to its new weights::
+
+    in the loop          what happens                                               where
+    ───────────────────  ─────────────────────────────────────────────────────────  ───────────────────────────────────
+    model(x)             lora_A's input X is kept, a node waits behind lora_B       _hooks
+    loss.backward()      the node gets S, the gradient of lora_B's output;          _hooks
+                         S and X are staged, as pairs or as their sum SᵀX           _capture, _gradient
+      …accumulates       autograd has added to B.grad: what is staged counts        _capture
+                         (overlap=True: a thread begins the step)                   _overlap
+    clip_grad_norm_, …   ``.grad`` is multiplied by c: nothing is noticed yet
+    optimizer.step()     1. every gradient: c is found by a look at ``.grad``       _capture, _common_factor
+                            (several processes: and the mean of G over them)        _distributed
+                         2. every step: rule.step(W, c G, state), in arrays         _trained_adapter, _arrays
+                            (all other parameters: another rule)                    _dense_params
+                         3. all is written: an error before has changed nothing     _step
+    optimizer.zero_grad  ``.grad`` and what was captured are forgotten              _capture
+
+Several backward passes before a step add up as ``.grad`` does; a backward pass that leaves ``.grad`` alone leaves
+nothing; ``model.zero_grad()`` is seen at the next call. Within DDP's ``join`` the mean is taken at the end of the
+backward pass (``_join``).
+"""
 
 import copy
-import weakref
+import functools
+from collections.abc import Callable, Iterable
+from concurrent import futures
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from lorsum import optim
-from lorsum.torch import _bridge as bridge
-from lorsum.torch._ahead import Ahead, stepped
-from lorsum.torch._capture import Capture, Captured
-from lorsum.torch._check import check_against_autograd
-from lorsum.torch._distributed import Averaged, local_factor, processes
-from lorsum.torch._gradient import FORMS
-from lorsum.torch._groups import (
+from lorsum.lowrank import LowRank
+from lorsum.torch._adapters import Adapter
+from lorsum.torch._capture import Capture, LocalGradients
+from lorsum.torch._dense_params import DenseParameters
+from lorsum.torch._distributed import MeanGradients, Traffic, local_factor, processes
+from lorsum.torch._gradient import Form
+from lorsum.torch._groups import Group, groups_of, parts, refuse_without_adapters, unused
+from lorsum.torch._hooks import while_alive
+from lorsum.torch._join import attend
+from lorsum.torch._options import (
+    RuleClasses,
     check_rules,
     checked_others,
     checked_rule,
-    groups_of,
-    numbers_of,
+    group_options,
+    is_plain,
     options_of,
-    options_of_group,
-    others_of,
-    parts,
-    refuse_without_adapters,
-    rule_of,
-    unused,
 )
-from lorsum.torch._join import attend
-from lorsum.torch._others import Others, kind_of, named
+from lorsum.torch._overlap import step_thread
+from lorsum.torch._trained_adapter import TrainedAdapter
+from lorsum.typing import RNG, Scalar
 
 __all__ = ["AdapterOptimizer"]
+
+Missing = Literal["skip", "error"]
 
 
 class AdapterOptimizer(torch.optim.Optimizer):
@@ -39,6 +66,9 @@ class AdapterOptimizer(torch.optim.Optimizer):
     The step is taken in the space of the matrix B·A, G being the gradient with respect to B·A: it is exactly
     ``rule.step(LowRank(B, A.T), G, state)``. A layer that multiplies B·A by s = α/r has G = s × the gradient with
     respect to its weight, so that a learning rate η moves that weight as s²η would without scaling.
+
+    A subclass names its rule, which may be one of your own (see :mod:`lorsum.optim`): ``class MyOptimizer(
+    AdapterOptimizer): Rule = MyRule``.
 
     Parameters
     ----------
@@ -50,7 +80,7 @@ class AdapterOptimizer(torch.optim.Optimizer):
         Learning rate η. For a schedule use :mod:`torch.optim.lr_scheduler`.
     others : rule, optional
         How biases, convolutions, heads and all else outside the adapters are trained: :class:`lorsum.optim.SGD` or
-        :class:`lorsum.optim.AdamW`. Default: SGD, or AdamW where the rule is an AdamW, with the options that the
+        :class:`lorsum.optim.AdamW`. Default: SGD, or AdamW where the rule has ``betas``, with the options that the
         group's rule has too: ``lr``, ``momentum``, ``weight_decay``, as in the paper's experiments. One that is given
         has a learning rate of its own, which schedulers move in proportion to the group's (see the notes).
     gradient : {"auto", "pairs", "dense"}
@@ -117,54 +147,45 @@ class AdapterOptimizer(torch.optim.Optimizer):
 
     def __init__(
         self,
-        model,
-        lr,
+        model: nn.Module | Iterable[Any],
+        lr: Scalar,
         *,
-        others=None,
-        gradient="auto",
-        overlap=False,
-        process_group=None,
-        missing="skip",
-        debug=False,
-        rng=0,
-        **options,
+        others: optim.Rule | None = None,
+        gradient: Form = "auto",
+        overlap: bool = False,
+        process_group: Any = None,
+        missing: Missing = "skip",
+        debug: bool = False,
+        rng: RNG = 0,
+        **options: Any,
     ):
         rule = checked_rule(self.Rule, lr, options)
-        for name, value, choices in (("gradient", gradient, FORMS), ("missing", missing, ("skip", "error"))):
-            if value not in choices:
+        for name, value, type_ in (("gradient", gradient, Form), ("missing", missing, Missing)):
+            if value not in (choices := get_args(type_)):
                 raise ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(map(repr, choices))}.")
-        default = optim.AdamW if isinstance(rule, optim.AdamW) else optim.SGD
+        default = optim.AdamW if "betas" in options_of(rule) else optim.SGD
         self._others = None if others is None else checked_others(others, rule)
-        self._classes = {cls.__name__: cls for cls in (type(rule), default if others is None else type(others))}
-        self._form = "rows" if isinstance(options.get("scale"), optim.KFAC) else gradient
-        self.process_group, self.missing, self.overlap = process_group, missing, bool(overlap)
+        self._classes = RuleClasses(type(rule), default if others is None else type(others))
+        self._form, self.missing, self.overlap, self.debug = gradient, missing, bool(overlap), bool(debug)
+        self.process_group = process_group
         self.seed = int(np.random.default_rng(rng).integers(2**52))
-        self.debug = bool(debug)
-        self._adapters: list = []  # by group
-        self._names: dict = {}  # of the parameters outside the adapters
         self._copied = False
         self._begin()
         groups = groups_of(model)
         super().__init__(groups, {"rule": type(rule).__name__, **options_of(rule), "lr": lr})
-        if not self._captures:
+        if not self._adapters:
             refuse_without_adapters(model, groups)
 
-    def _begin(self):
+    def _begin(self) -> None:
         """What is made of the groups and their adapters, and is no part of the optimizer's state."""
-        self.traffic: dict = {}
-        self._ahead = Ahead() if self.overlap else None
-        self._captures: dict = {}  # by B
-        self._group_of: dict = {}  # by B: the number of its group
-        self._slots: dict = {}  # by B, those of B and A
-        self._number_of: dict = {}  # by B: the adapter's, in order
-        self._beside: list = []  # by group: its parameters outside the adapters
-        self._rules: dict = {}  # by group number: the options that they were made of, and the two rules
-        self._states: dict = {}  # by B: what its state's structure depends on, and the state
-        self._other_steps: dict = {}  # by group
+        self.traffic: dict[str, Traffic] = {}
+        self._adapters: list[TrainedAdapter] = []
+        self._groups: list[Group] = []
+        self._thread = step_thread() if self.overlap else None
         self.averages_in_backward = False  # within a join of DistributedDataParallel
         attend(self)
 
-    def add_param_group(self, param_group):
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group whose ``"params"`` are a module, an adapter, a parameter, or a list of these.
 
         The adapters in it are trained by the rule, all other parameters by ``others``; options that are given, such as
@@ -172,87 +193,88 @@ class AdapterOptimizer(torch.optim.Optimizer):
         """
         found, rest = parts(param_group["params"])
         given = {key: value for key, value in param_group.items() if key != "params"}
-        options = options_of_group(given, self.defaults, self._others, self._classes, found, rest)
+        options = group_options(given, self.defaults, self._others, self._classes, bool(found), rest)
         params = [p for adapter in found for p in (adapter.A, adapter.B)] + list(rest)
         super().add_param_group({"params": params, **options})
         group = self.param_groups[-1]
         for name in set(group) - set(options) - {"params"}:
             del group[name]  # defaults of the adapters' rule, which torch fills in
-        self._names |= rest
         taken = {adapter.name for adapter in self.adapters}
         for adapter in found:
             adapter.name = unused(adapter.name, taken)
             taken.add(adapter.name)
-        self._adapters.append(found)
-        self._watch(len(self.param_groups) - 1)
+        self._train(found, rest)
 
-    def _watch(self, number):
-        """Capture the gradients of a group's adapters."""
-        found = self._adapters[number]
+    def _train(self, found: list[Adapter], rest: dict[Tensor, str]) -> None:
+        """Capture the gradients of the next group's adapters, and note its other parameters."""
+        number, group = len(self._groups), Group(len(found) > 0, DenseParameters(rest))
+        rule, _ = group.rules(self._classes, self.param_groups[number])
         for adapter in found:
-            capture = Capture(adapter, self._form, self.process_group)
-            if self._ahead is not None:
-                capture.listener = _calling(self, "_start")
-            self._group_of[adapter.B], self._number_of[adapter.B] = number, len(self._captures)
-            self._captures[adapter.B] = capture
-            self._slots[adapter.B] = bridge.Slots(adapter.B, adapter.A)
-        inside = {p for adapter in found for p in (adapter.A, adapter.B)}
-        self._beside.append([p for p in self.param_groups[number]["params"] if p not in inside])
+            index = len(self._adapters)
+            form = "rows" if optim.reads(rule, adapter.rank).what == "rows" else self._form
+            begin = functools.partial(while_alive(self._begin_step), index) if self.overlap else None
+            capture = Capture(adapter, form, self.process_group, begin)
+            group.adapters.append(TrainedAdapter(capture, [self.seed, index], number))
+            self._adapters.append(group.adapters[-1])
+        self._groups.append(group)
 
-    def __getstate__(self):
-        names = ("_others", "_classes", "_form", "process_group", "missing", "overlap", "seed", "debug", "_adapters")
-        described = {name: getattr(self, name) for name in (*names, "_names")}
+    def __getstate__(self) -> dict[str, Any]:
+        names = ("_others", "_classes", "_form", "process_group", "missing", "overlap", "seed", "debug")
+        described = {name: getattr(self, name) for name in names}
+        described["_parts"] = [([x.adapter for x in group.adapters], group.dense.names) for group in self._groups]
         return super().__getstate__() | described | {"_copied": True}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        groups = state.pop("_parts", None)
         super().__setstate__(state)
-        if "_adapters" in state:  # a copy; what is loaded has groups and their state alone
+        if groups is not None:  # a copy; what is loaded has groups and their state alone
             self._begin()
-            for number in range(len(self.param_groups)):
-                self._watch(number)
+            for found, rest in groups:
+                self._train(found, rest)
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: dict[int, Any]) -> "AdapterOptimizer":
         memo[id(self.process_group)] = self.process_group  # the processes are the same
         memo[id(self)] = other = type(self).__new__(type(self))
         other.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return other
 
     @property
-    def adapters(self):
+    def adapters(self) -> list[Adapter]:
         """The adapters that are trained, in order."""
-        return [capture.adapter for capture in self._captures.values()]
+        return [trained.adapter for trained in self._adapters]
 
-    def gradients(self):
+    @property
+    def _captures(self) -> list[Capture]:
+        return [trained.capture for trained in self._adapters]
+
+    def gradients(self) -> dict[str, LowRank | Tensor]:
         """The gradients that the next step will take, by adapter: a LowRank (Sᵀ, Xᵀ), or a dense tensor."""
-        self._drop_cleared()
+        for capture in self._captures:
+            capture.drop_cleared()
         return {
             capture.adapter.name: capture.multiplied(capture.common_factor())
-            for capture in self._captures.values()
+            for capture in self._captures
             if capture.gradient and capture.has_gradient()
         }
 
-    def gradient_nbytes(self):
+    def gradient_nbytes(self) -> dict[str, int]:
         """Bytes that are held for each adapter's gradient beyond ``.grad``, and a copy of it that changes show in."""
-        self._drop_cleared()
-        return {capture.adapter.name: capture.gradient.nbytes for capture in self._captures.values()}
-
-    def _drop_cleared(self):
-        for capture in self._captures.values():
+        for capture in self._captures:
             capture.drop_cleared()
+        return {capture.adapter.name: capture.gradient.nbytes for capture in self._captures}
 
-    def zero_grad(self, set_to_none=True):
+    def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients, the captured ones too."""
-        for capture in self._captures.values():
+        for capture in self._captures:
             capture.clear()
         super().zero_grad(set_to_none)
 
-    def synchronize(self):
+    def synchronize(self) -> None:
         """Wait until the steps that ``overlap`` has begun are computed, as before a process forks."""
-        if self._ahead is not None:
-            self._ahead.wait()
+        futures.wait([trained.begun.future for trained in self._adapters if trained.begun is not None])
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step.
 
         Adapters and parameters without a gradient stay as they are, and so do their states (see ``missing``).
@@ -272,120 +294,76 @@ class AdapterOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         gradients = self._gradients()
-        moved = []  # nothing changes before all have been computed
-        for number, group in enumerate(self.param_groups):
-            rule, others = self._rules_of(number, group)
-            inside = [self._captures[adapter.B] for adapter in self._adapters[number]]
-            moved += [self._step_adapter(rule, c, gradients) for c in inside if c.adapter.B in gradients.factors]
-            beside = [p for p in self._beside[number] if p.grad is not None]
-            moved += self._step_others(number, others, beside) if beside else []
-        if not moved and not any(adapter.trained for adapter in self.adapters):
+        updates = []  # nothing changes before all have been computed
+        for group, options in zip(self._groups, self.param_groups, strict=True):
+            rule, others = group.rules(self._classes, options)
+            present = [trained for trained in group.adapters if trained.adapter.B in gradients.factors]
+            updates += [trained.update(rule, gradients, self.state, self.debug) for trained in present]
+            updates += group.dense.updates(others, self.state)
+        if not updates:
+            self._refuse_nothing()
+        self._copied = False
+        for update in updates:
+            update.write()
+        self.traffic = gradients.traffic
+        return loss
+
+    def _gradients(self) -> LocalGradients | MeanGradients:
+        """The gradients of the adapters that have one; what must not be missing is an error before anything changes."""
+        captures = [capture for capture in self._captures if capture.adapter.trained]
+        for capture in captures:
+            capture.adapter.check_unchanged()
+        if captures and processes(self.process_group) > 1 and not self.averages_in_backward:
+            return MeanGradients(captures, self.process_group, self.seed, self.missing)
+        present = [capture for capture in captures if capture.has_gradient(self.missing)]
+        return LocalGradients(present, local_factor) if self.averages_in_backward else LocalGradients(present)
+
+    def _refuse_nothing(self) -> None:
+        """An error where a step without any gradient is a mistake."""
+        if not any(adapter.trained for adapter in self.adapters):
             raise RuntimeError(f"all adapters of the optimizer are frozen: {', '.join(a.name for a in self.adapters)}.")
-        if not moved and self._copied:
+        if self._copied:
             raise RuntimeError(
                 "a copy of an optimizer has no gradient in its first step: copied alone, it has parameters of its own, "
                 "which no model uses. Copy model and optimizer together, `copy.deepcopy((model, optimizer))`."
             )
-        self._copied = False
-        self._write(moved)
-        self.traffic = gradients.traffic
-        return loss
-
-    def _gradients(self):
-        """The gradients of the adapters that have one; what must not be missing is an error before anything changes."""
-        captures = [capture for capture in self._captures.values() if capture.adapter.trained]
-        for capture in captures:
-            capture.adapter.check_unchanged()
-        if captures and processes(self.process_group) > 1 and not self.averages_in_backward:
-            return Averaged(captures, self.process_group, self.seed, self.missing)
-        present = [capture for capture in captures if capture.has_gradient(self.missing)]
-        return Captured(present, local_factor) if self.averages_in_backward else Captured(present)
-
-    def _step_adapter(self, rule, capture, gradients):
-        adapter = capture.adapter
-        with named(f"`{adapter.name}`"):
-            slots = self._slots[adapter.B].current()
-            W, G = bridge.matrix_in(slots), gradients.gradient(capture, rule)
-            held, c = self._held(rule, adapter.B, W), gradients.factors[adapter.B]
-            checked = self.debug or (capture.checked and gradients.unchecked)
-            if checked and (weights := capture.weights_of_grad()) is not None:
-                check_against_autograd(adapter, weights, G, capture.gradient.rounding() * abs(c))
-            following = held.state.count + 2
-            capture.checked = self.debug or following & (following - 1) == 0  # steps 1, 2, 4, 8, …
-            done = None if self._ahead is None else self._ahead.take(rule, capture, c, W, held)
-            W, state = stepped(rule, W, G, held.state) if done is None else done
-        return (slots, (W.U, W.V.T), held, state) if rule.lr else ((), (), held, state)
 
     @torch.no_grad()
-    def _start(self, capture):
-        """Begin the step of an adapter, in the backward pass."""
+    def _begin_step(self, index: int) -> None:
+        """Let the thread compute the step of an adapter whose gradient has changed, in the backward pass."""
         if processes(self.process_group) > 1:
             return  # the gradient is not known before that of the other processes is
-        adapter, number = capture.adapter, self._group_of[capture.adapter.B]
-        with named(f"`{adapter.name}`"):
-            rule, _ = self._rules_of(number, self.param_groups[number])
-            assert self._ahead is not None
-            W = bridge.matrix_in(self._slots[adapter.B].current())
-            self._ahead.start(rule, capture, W, self._held(rule, adapter.B, W))
+        assert self._thread is not None
+        trained = self._adapters[index]
+        rule, _ = self._groups[trained.group].rules(self._classes, self.param_groups[trained.group])
+        trained.begin(rule, self.state, self._thread)
 
-    def _step_others(self, number, rule, parameters):
-        others = self._other_steps.get(number)
-        if others is None or not others.are(rule, parameters, self.state):
-            others = self._other_steps[number] = Others(rule, parameters, self.state, self._names)
-        return others.stepped(rule)
-
-    def _held(self, rule, p, W):
-        """The state of a parameter; what is not there yet as ``rule.init`` has it."""
-        was, held = self._states.get(p, (None, None))
-        if was != kind_of(rule) or not held.is_of(self.state[p]):
-            rng = np.random.default_rng([self.seed, self._number_of[p]])
-            held = bridge.Held(rule.init(W, rng=rng), self.state[p])
-            self._states[p] = kind_of(rule), held
-            A = self._captures[p].adapter.A  # whose entry tells those who save a state by parameters that it has one
-            self.state[A]["step"] = self.state[p]["step"]
-        return held
-
-    @staticmethod
-    def _write(moved):
-        for slots, values, held, state in moved:
-            for slot, value in zip(slots, values, strict=True):
-                slot.put(value)
-            held.update(state)
-
-    def _rules_of(self, number, group):
-        """The rules of a group's adapters and of its other parameters, with the options that it has now."""
-        options = numbers_of(group)
-        if self._rules.get(number, (None,))[0] != options:
-            rule = rule_of(self._classes, options)
-            self._rules[number] = options, (rule, others_of(self._classes, options) if "others" in options else rule)
-        return self._rules[number][1]
-
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """The state as tensors and numbers, which ``torch.load`` takes with ``weights_only=True``."""
         state = super().state_dict()
         for group in state["param_groups"]:
-            if "scale" in group:
-                group["scale"] = repr(group["scale"])
+            group |= {name: repr(value) for name, value in group.items() if not is_plain(value)}
         return state
 
     @torch.no_grad()
-    def load_state_dict(self, state_dict):
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where a saved optimizer of the same model and rules stood: the next steps are the same bit for bit."""
-        taken: list = []
+        taken: list[dict[str, Any]] = []
 
-        def take(_, state):
+        def take(_: Any, state: dict[str, Any]) -> None:
             check_rules(state["param_groups"], self.param_groups)
             taken.append(state)
 
         handle = self.register_load_state_dict_pre_hook(take)  # after those of the user, who may change the state
-        scales = [group.get("scale") for group in self.param_groups]
+        not_saved = [
+            {k: v for k, v in group.items() if k != "params" and not is_plain(v)} for group in self.param_groups
+        ]
         try:
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
-        for group, scale in zip(self.param_groups, scales, strict=True):
-            if "scale" in group:
-                group["scale"] = scale
+        for group, options in zip(self.param_groups, not_saved, strict=True):
+            group |= options
         # torch casts what it loads to the parameter's dtype, but a momentum of half precision is kept in single
         (state,) = taken
         parameters = [p for group in self.param_groups for p in group["params"]]
@@ -393,9 +371,3 @@ class AdapterOptimizer(torch.optim.Optimizer):
         for place, p in zip(places, parameters, strict=True):
             for name, value in state["state"].get(place, {}).items():
                 self.state[p][name] = value.clone() if name == "step" else value.clone().to(p.device)
-
-
-def _calling(optimizer, method):
-    """A listener that keeps no optimizer alive."""
-    optimizer = weakref.ref(optimizer)
-    return lambda capture: getattr(optimizer(), method)(capture)

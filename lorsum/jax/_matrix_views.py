@@ -1,0 +1,116 @@
+"""How a layer is a product with a matrix: which rows of x it multiplies, and which rows of y come of them."""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from lorsum.typing import Array
+
+__all__ = ["Convolution", "Linear", "MatrixView"]
+
+
+class MatrixView(Protocol):
+    """What :func:`lorsum.jax.value_and_grad` asks of a kind of layer, y being its product of x with the matrix W."""
+
+    def columns(self, shape: tuple) -> int:
+        """The number n of W's columns that an x of this shape fits."""
+
+    def wanted(self, shape: tuple) -> str:
+        """The shape that x should have for a W of this shape, in words."""
+
+    def rows(self, y: tuple) -> int:
+        """Number of rows in one output of this shape, stacks not counted."""
+
+    def product(self, x: Array, U: Array, V: Array) -> Array:
+        """The product with W = U Vᵀ, for one adapter."""
+
+    def pair(self, S: Array, x: Array, batch: int) -> tuple[Array, Array]:
+        """S and X as matrices, shapes (..., N, m) and (..., N, n), after so many dimensions of a stack."""
+
+    def dense(self, S: Array, x: Array) -> Array:
+        """SᵀX, for one adapter."""
+
+
+@dataclass(frozen=True)
+class Linear(MatrixView):
+    """A linear layer: one row a token."""
+
+    def columns(self, shape):
+        return shape[-1]
+
+    def wanted(self, shape):
+        return f"{(*shape[:-2], '...', shape[-1])}".replace("'", "")
+
+    def rows(self, y):
+        return math.prod(y[:-1])
+
+    def product(self, x, U, V):
+        return (x @ V) @ U.mT
+
+    def pair(self, S, x, batch):
+        return tuple(a.reshape(*a.shape[:batch], -1, a.shape[-1]) for a in (S, x))
+
+    def dense(self, S, x):
+        S, X = self.pair(S, x, 0)
+        return S.T @ X
+
+
+@dataclass(frozen=True)
+class Convolution(MatrixView):
+    """A convolution: one row an output position, of which X holds the patch."""
+
+    kernel: tuple
+    stride: tuple
+    padding: Any
+    dilation: tuple
+
+    def columns(self, shape):
+        return shape[-1 - len(self.kernel)] * math.prod(self.kernel)
+
+    def wanted(self, shape):
+        spatial = ", ".join(["height", "width", "depth"][: len(self.kernel)])
+        stack = "".join(f"{size}, " for size in shape[:-2])
+        size = math.prod(self.kernel)
+        channels = shape[-1] // size if shape[-1] % size == 0 else f"{shape[-1]} / {size}"
+        return f"({stack}..., {channels}, {spatial})"
+
+    def rows(self, y):
+        return math.prod(y) // y[-1 - len(self.kernel)]
+
+    def product(self, x, U, V):
+        """The convolution with A = Vᵀ, and the combination of its channels by B = U."""
+        images = self._images(x)
+        kernel = V.T.reshape(V.shape[-1], images.shape[1], *self.kernel)
+        y = jnp.tensordot(self._convolved(images, kernel), U, axes=(1, 1))
+        y = jnp.moveaxis(y, -1, 1)
+        return y.reshape(*x.shape[: -1 - len(self.kernel)], *y.shape[1:])
+
+    def pair(self, S, x, batch):
+        if batch:
+            return jax.vmap(partial(self.pair, batch=batch - 1))(S, x)
+        patches = jax.lax.conv_general_dilated_patches(
+            self._images(x), self.kernel, self.stride, self.padding, rhs_dilation=self.dilation
+        )
+        return tuple(jnp.moveaxis(a, 1, -1).reshape(-1, a.shape[1]) for a in (self._images(S), patches))
+
+    def dense(self, S, x):
+        """SᵀX as the weight gradient of the convolution, so that no patch is copied."""
+        dtype = jnp.result_type(S, x)
+        images, S = self._images(x).astype(dtype), self._images(S).astype(dtype)
+        zeros = jnp.zeros((S.shape[1], images.shape[1], *self.kernel), dtype)
+        (G,) = jax.linear_transpose(lambda kernel: self._convolved(images, kernel), zeros)(S)
+        return G.reshape(S.shape[1], -1)
+
+    def _images(self, x):
+        """All leading dimensions as one."""
+        return x.reshape(-1, *x.shape[-1 - len(self.kernel) :])
+
+    def _convolved(self, images, kernel):
+        dtype = jnp.result_type(images, kernel)
+        return jax.lax.conv_general_dilated(
+            images.astype(dtype), kernel.astype(dtype), self.stride, self.padding, rhs_dilation=self.dilation
+        )

@@ -1,0 +1,74 @@
+"""What an update rule is, and what it says about itself to those who hand it gradients."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+from lorsum.typing import RNG, Scalar
+
+__all__ = ["Reads", "Rule", "Schedule", "State", "reads"]
+
+Schedule: TypeAlias = Callable[[Any], Scalar]
+"""A function of the step, counted from 0."""
+
+
+class State(Protocol):
+    """What a rule remembers of a parameter: a named tuple of ``count``, arrays, LowRanks, None and tuples."""
+
+    @property
+    def count(self) -> Any:
+        """Steps done, from 0."""
+
+
+class Reads(NamedTuple):
+    """What of a gradient G a step reads.
+
+    Attributes
+    ----------
+    what : {"matrix", "rows", "products", "factors"}
+        ``"matrix"``: G, in whatever form it comes, such as a dense sum. ``"rows"``: all rows of S and X in G = Sᵀ X,
+        which it gets as a ``LowRank(Sᵀ, Xᵀ)``. ``"products"``: G V and Gᵀ U with thin matrices V and U, so that G may
+        be an operator. ``"factors"``: of these products the two with W's own factors.
+    columns : int
+        Of "products": how many columns all those V have in one step, and all those U, at most.
+    """
+
+    what: Literal["matrix", "rows", "products", "factors"] = "matrix"
+    columns: int = 0
+
+
+@runtime_checkable
+class Rule(Protocol):
+    """An update rule: what PyTorch's optimizers and JAX's transformations ask of one.
+
+    There is nothing to inherit from: any class with ``init`` and ``step`` is a rule. One for PyTorch is a dataclass
+    with a field ``lr``, since parameter groups hold a rule's options by name. A rule may also say:
+
+    ``reads(rank) -> Reads``
+        What a step reads of the gradient of an adapter of this rank: see :class:`Reads`. Who says nothing gets all of
+        G. Processes then send each other what is read, and no more.
+    ``entrywise = True``
+        It acts on each number of a dense parameter by itself, so that it may train what lies outside the adapters, many
+        small parameters as one vector.
+    ``trains_complex = False``
+        It takes no complex parameter.
+    """
+
+    def init(self, W: Any, *, rng: RNG = None) -> Any:
+        """The state of a parameter before its first step: see :class:`State`."""
+
+    def step(self, W: Any, G: Any, state: Any) -> tuple[Any, Any]:
+        """``(W, state)`` after a step along G, the gradient with respect to the matrix W; nothing in place."""
+
+
+def reads(rule: Any, rank: int) -> Reads:
+    """What of the gradient of an adapter of this rank a rule reads: all of it, where the rule says nothing.
+
+    Examples
+    --------
+    >>> from lorsum import optim
+    >>> reads(optim.OPLoRA(lr=0.1, momentum=0.9, iters=2), rank=4)
+    Reads(what='products', columns=16)
+    >>> reads(optim.ScaledOPLoRA(lr=0.1, scale=optim.KFAC()), rank=4).what
+    'rows'
+    """
+    return rule.reads(rank) if hasattr(rule, "reads") else Reads()
