@@ -18,13 +18,13 @@ STUDIES = [
     Study(
         "training-cost",
         "What does a training step cost with each optimizer, in time and in memory, beside AdamW?",
-        "4 minutes",
+        "3 minutes",
         "analysis.benchmarks.training_cost.__main__",
     ),
     Study(
         "step-time",
         "How long does a training step of LeNet5 take in PyTorch, and how long in JAX?",
-        "5 minutes",
+        "3 minutes",
         "analysis.benchmarks.step_time",
     ),
     Study(

@@ -27,18 +27,8 @@ def iterate(target: ls.LowRankSum, iters: int) -> np.ndarray:
         for _ in range(iters):
             U = W @ V
             V = W.T @ U
-        return (U @ _solved(U.T @ U, V.T)).astype(np.float64)
-
-
-def _solved(A, B):
-    """A⁻¹ B by Gauss–Jordan elimination, for a positive definite A."""
-    A, B = A.copy(), B.copy()
-    for i in range(len(A)):
-        B[i], A[i] = B[i] / A[i, i], A[i] / A[i, i]
-        for k in range(len(A)):
-            if k != i:
-                B[k], A[k] = B[k] - A[k, i] * B[i], A[k] - A[k, i] * A[i]
-    return B
+        inverse = np.array(mpmath.inverse(mpmath.matrix((U.T @ U).tolist())).tolist())
+        return (U @ inverse @ V.T).astype(np.float64)
 
 
 def condition(target: ls.LowRankSum, iters: int, *, samples: int = 8, size: float = 1e-8) -> float:

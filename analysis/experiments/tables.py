@@ -78,13 +78,10 @@ class Table(NamedTuple):
     def markdown(self, caption: str) -> str:
         """As a page of Markdown: the title, the table, the sentences, the figure's caption."""
         sentences = [f"- {sentence}" for sentence in self.sentences]
-        return "\n".join([f"# {self.title}", "", markdown(self.columns, self._texts()), *sentences, "", caption, ""])
+        return "\n".join([f"# {self.title}", "", markdown(self.columns, self.texts()), *sentences, "", caption, ""])
 
-    def plain(self) -> str:
-        """For the terminal: the title and the table."""
-        return f"{self.title}\n\n{plain(self.columns, self._texts())}"
-
-    def _texts(self):
+    def texts(self) -> list[list[str]]:
+        """Row by row what a reader sees."""
         return [[row[column].text if column in row else "" for column in self.columns] for row in self.rows]
 
 

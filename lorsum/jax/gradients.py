@@ -83,12 +83,9 @@ def value_and_grad(
 
     Notes
     -----
-    A pair is a :class:`lorsum.jax.Pair`. It is no gradient of the factors, and its arrays cannot be added, averaged
-    (``pmean``), measured (``optax.global_norm``) or scaled on their own: with S and X scaled by c, G is scaled by c².
-    What tries to meets a third leaf beside them, for which JAX knows no arithmetic, and raises a TypeError. Take the
-    mean over micro-batches by :func:`lorsum.jax.multi_steps`, or inside of the loss by a ``scan``; over devices by
-    sharding the batch; or ask for "dense".
-    See also :func:`lorsum.jax.global_norm` and :func:`lorsum.jax.clip_by_global_norm`.
+    A pair is a :class:`lorsum.jax.Pair`, whose arrays cannot be added, averaged (``pmean``), measured or scaled on
+    their own. Take the mean over micro-batches by :func:`lorsum.jax.multi_steps`, or inside of the loss by a ``scan``;
+    over devices by sharding the batch; or ask for "dense".
 
     The loss may have derivatives with respect to other things in it, as gradient penalties and differential equations
     have: along x alone ``jax.grad``, ``jax.jvp`` and their like of ``lora(x, W)`` are products again. Not so the

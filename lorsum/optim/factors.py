@@ -72,7 +72,7 @@ class SGD:
         """Of G the gradients of the two factors."""
         return Reads("factors")
 
-    def init(self, W: Any, *, rng: RNG = None) -> SGDState:
+    def init(self, W: Any, *, rng: RNG = 0) -> SGDState:
         """State before the first step. ``rng`` is not used: nothing here is random."""
         return SGDState(0, zeros_like_leaves(W) if is_used(self.momentum) else ())
 
@@ -140,7 +140,7 @@ class AdamW:
         """Of G the gradients of the two factors."""
         return Reads("factors")
 
-    def init(self, W: Any, *, rng: RNG = None) -> AdamWState:
+    def init(self, W: Any, *, rng: RNG = 0) -> AdamWState:
         """State before the first step. ``rng`` is not used: nothing here is random."""
         return AdamWState(0, zeros_like_leaves(W), zeros_like_leaves(W))
 

@@ -6,15 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax_adapters import normal
 
 from lorsum import LowRank
 from lorsum import jax as lj
 
 KEY = jax.random.key(0)
-
-
-def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
 def everywhere(name, layer):
