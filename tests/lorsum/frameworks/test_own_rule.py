@@ -3,43 +3,17 @@
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from own_rule import OneSided, ThriftyOneSided
 from torch import distributed as dist
 from torch import nn
 
 import lorsum.torch
-from lorsum import LowRank, optim
-
-
-class Momentum(NamedTuple):
-    count: Any
-    M: Any
-
-
-@dataclass(frozen=True, kw_only=True)
-class OneSided:
-    """Gradient descent with momentum on U alone; V keeps its orthogonal columns."""
-
-    lr: float
-    momentum: float = 0.5
-
-    def init(self, W, *, rng=None):
-        return Momentum(0, 0 * W.U)
-
-    def step(self, W, G, state):
-        M = self.momentum * state.M + G @ W.V
-        return LowRank(W.U - self.lr * M, W.V), Momentum(state.count + 1, M)
-
-
-class ThriftyOneSided(OneSided):
-    def reads(self, rank):
-        return optim.Reads("products", rank)
+from lorsum import LowRank
 
 
 class OneSidedOptimizer(lorsum.torch.AdapterOptimizer):
@@ -95,7 +69,8 @@ def test_in_pytorch_a_step_is_the_rules():
 @pytest.fixture(scope="module")
 def in_two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gloo")
-    path = os.pathsep.join([str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")])
+    root = Path(__file__).parents[3]
+    path = os.pathsep.join([str(root), str(root / "tests" / "helpers")])
     environment = {**os.environ, "PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, __file__, str(folder)]
     started = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(2)]
