@@ -135,19 +135,8 @@ class OPLoRA:
 
     def rounded(self, *problems: tuple[Any, dict[str, Any]]) -> list[LowRank]:
         """LoRSum of targets, each with options of its own beside this rule's."""
-        return lorsums(
-            [
-                as_problem(
-                    target,
-                    iters=self.iters,
-                    first=self.first,
-                    simultaneous=self.simultaneous,
-                    method=self.method,
-                    **own,
-                )
-                for target, own in problems
-            ]
-        )
+        shared: dict[str, Any] = {name: getattr(self, name) for name in ("iters", "first", "simultaneous", "method")}
+        return lorsums([as_problem(target, **own, **shared) for target, own in problems])
 
 
 @dataclass(frozen=True, kw_only=True)
