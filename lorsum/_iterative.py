@@ -7,6 +7,7 @@ from numpy.linalg import LinAlgError
 
 from lorsum._arrays import computing_dtype, conj, eps, frobenius, is_finite, normal
 from lorsum._decompositions import qr, svd
+from lorsum._sums import arrays_of, namespace_of_sum
 from lorsum.lowrank import LowRank
 
 __all__ = ["krylov", "randomized", "subspace", "svd_of"]
@@ -19,7 +20,7 @@ def randomized(A, rank, oversample, iters, rng):
 
 def subspace(A, rank, oversample, iters, tol, rng):
     """Orthogonal iteration on a few more columns than r, until the leading r Ritz triples have converged."""
-    xp = A.namespace
+    xp = namespace_of_sum(A)
     Q = _range(A, rank + oversample, 0, rng)
     rounding = 10 * sum(A.shape[-2:]) ** 0.5 * eps(xp, Q.dtype)
     residual = s = xp.ones_like(Q[..., 0, :])
@@ -38,7 +39,7 @@ def subspace(A, rank, oversample, iters, tol, rng):
 
 def krylov(A, rank, solver, iters, tol, rng):
     """What SciPy's solver finds, improved by one orthogonal iteration and checked."""
-    V = _svds(A, rank, solver, iters, tol, rng).astype(computing_dtype(A.namespace, A.dtype), copy=False)
+    V = _svds(A, rank, solver, iters, tol, rng).astype(computing_dtype(namespace_of_sum(A), A.dtype), copy=False)
     if not is_finite(V):
         raise _no_convergence(solver, "it gave NaN")
     U, s, Vh = _from_range(A, _orthonormal(A @ V))
@@ -57,9 +58,9 @@ def _svds(A, rank, solver, iters, tol, rng):
     if solver == "propack":  # the size of its Krylov space, which SciPy makes too small for a small rank
         iters = min(m, n, iters or 10 * rank + 200)
     if solver == "lobpcg":  # asked for all digits of AᴴA it breaks down; and svds squares its `tol`
-        tol = max(tol, eps(np, computing_dtype(A.namespace, A.dtype)) ** 0.375)
+        tol = max(tol, eps(np, computing_dtype(namespace_of_sum(A), A.dtype)) ** 0.375)
     operator = (A / size).as_linear_operator()
-    operator.dtype = np.dtype(computing_dtype(A.namespace, A.dtype))
+    operator.dtype = np.dtype(computing_dtype(namespace_of_sum(A), A.dtype))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the result is checked
@@ -100,7 +101,7 @@ def _no_convergence(solver, reason):
 
 def _range(A, columns, iters, rng):
     """Orthonormal columns whose span comes near to that of A's leading left singular vectors."""
-    like = (A.arrays() or [np.empty(0, computing_dtype(A.namespace, A.dtype))])[0]
+    like = ([*arrays_of(A).values()] or [np.empty(0, computing_dtype(namespace_of_sum(A), A.dtype))])[0]
     columns = min(columns, *A.shape[-2:])
     Q = _orthonormal(A @ normal((*A.shape[:-2], A.shape[-1], columns), like, rng))
     for _ in range(iters):

@@ -17,7 +17,8 @@ from lorsum._arrays import (
 )
 from lorsum._iterative import krylov, randomized, subspace, svd_of
 from lorsum._operators import check_adjoints, is_operator
-from lorsum.lowrank import LowRank, as_sum, require_finite, require_finite_coefficients
+from lorsum._sums import arrays_of, compressed, namespace_of_sum, require_finite, require_finite_coefficients
+from lorsum.lowrank import LowRank, as_sum
 
 __all__ = ["TruncatedSVD", "as_tolerance", "rank_for", "truncated_svd"]
 
@@ -173,7 +174,7 @@ def truncated_svd(A, rank=None, *, rtol=None, method="auto", tol=0.0, oversample
     if method != "lapack" or sum_.shape[-2] < sum_.shape[-1]:
         check_adjoints("A", filter(is_operator, sum_.terms))
 
-    xp, dtype = sum_.namespace, sum_.dtype
+    xp, dtype = namespace_of_sum(sum_), sum_.dtype
     W = sum_.astype(computing_dtype(xp, dtype))
     try:
         if method in _EXACT:
@@ -204,7 +205,7 @@ def _factored(A, rank, rtol):
 
 def _compressed(A):
     require_finite(A=A)
-    Qu, core, Qv = A.compressed()
+    Qu, core, Qv = compressed(A)
     return Qu.__matmul__, core, Qv.__matmul__
 
 
@@ -271,7 +272,7 @@ def _checked_method(A, method, rank):
 
 
 def _check_krylov(A, method, rank):
-    if len(A.shape) > 2 or not all(map(is_numpy_array, A.arrays())):
+    if len(A.shape) > 2 or not all(map(is_numpy_array, arrays_of(A).values())):
         raise ValueError(f"`method` is {method!r}, which takes one NumPy matrix: use 'subspace' or 'randomized'.")
     m, n = A.shape
     numbers = "complex" if A.dtype.kind == "c" else "real"

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 import lorsum as ls
+from lorsum._sums import stacked
 
 __all__ = ["Accuracy", "Truth", "as_accurate", "truth_of"]
 
@@ -49,7 +50,7 @@ class Truth(NamedTuple):
 def truth_of(target, rank, tolerance=1e-14, most=300):
     """The truth about W = Σ cᵢ Aᵢ, by orthogonal iteration from the first term until nothing moves."""
     target = target.astype(np.float64)
-    U, V = target.stacked()
+    U, V = stacked(target)
     norm = float(np.sqrt(np.sum((U.T @ U) * (V.T @ V))))
     adjoint, Q = target.T, np.linalg.qr(target.terms[0].U)[0]
     for _ in range(most):

@@ -136,7 +136,12 @@ class OPLoRA:
 
     def rounded(self, *problems):
         """LoRSum of targets, each with options of its own beside this rule's."""
-        shared = {"iters": self.iters, "first": self.first, "simultaneous": self.simultaneous, "method": self.method}
+        shared: dict[str, Any] = {
+            "iters": self.iters,
+            "first": self.first,
+            "simultaneous": self.simultaneous,
+            "method": self.method,
+        }
         return lorsums([as_problem(target, **own, **shared) for target, own in problems])
 
 
