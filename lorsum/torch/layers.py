@@ -45,9 +45,10 @@ class _LoRALayer(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The base's weight with the adapter in it."""
-        A, B, base = self.lora_A.weight, self.lora_B.weight, self.base.weight
-        BA: Tensor = (B.reshape(B.shape[0], -1) @ A.reshape(A.shape[0], -1)).reshape(base.shape)
-        return (self.scaling * BA).to(base.dtype) + base
+        A, B = self.lora_A.weight, self.lora_B.weight
+        base: Tensor = self.base.weight
+        BA = (B.reshape(B.shape[0], -1) @ A.reshape(A.shape[0], -1)).reshape(base.shape)
+        return base + (self.scaling * BA).to(base.dtype)
 
     @property
     def bias(self) -> Tensor | None:
