@@ -11,7 +11,7 @@ __all__ = ["STUDIES"]
 STUDIES = [
     Study(
         "benchmarks",
-        "How fast is lorsum beside the paper's Listing 1, randomised and exact SVDs, and the machine's roofline?",
+        "How fast is lorsum beside the paper's Listing 1, randomized and exact SVDs, and the machine's roofline?",
         "15 minutes",
         "analysis.benchmarks.kernels.__main__",
     ),

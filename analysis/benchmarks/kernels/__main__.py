@@ -30,11 +30,12 @@ def command(arguments: Sequence[str] | None = None) -> None:
     configs = [config for config in configs if all(text in name_of(config) for text in options.case)]
     if not configs:
         sys.exit(f"No configuration has all of {options.case} in its name, such as 'grid 84x120 r=8 R=64 float32'.")
+    before = None if options.against is None else collected(options.against)
     records = recorded(run, configs, options.folder, again=options.again)
     for title, text in sections(records).items():
         print(f"{title}\n\n{text}")
-    if options.against is not None:
-        print(f"Times beside those of {options.against}\n\n{comparison(collected(options.against), records)}")
+    if before is not None:
+        print(f"Times beside those of {options.against}\n\n{comparison(before, records)}")
     if options.output is not None:
         write_page(options.output, "benchmarks", page(records), records)
         _write_figures(options.output, records)
