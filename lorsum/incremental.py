@@ -28,6 +28,8 @@ __all__ = ["IncrementalSVD"]
 class IncrementalSVD:
     """A thin SVD, X = U diag(s) Vh, that is updated in place as its matrix changes.
 
+    Methods that change it return it, so that calls can be chained.
+
     Parameters
     ----------
     U : array, shape (m, r)
@@ -116,10 +118,6 @@ class IncrementalSVD:
         max_rank : int, optional
             As for the class.
 
-        Returns
-        -------
-        IncrementalSVD
-
         Examples
         --------
         >>> IncrementalSVD.zeros((5, 0)).append_columns(np.ones((5, 3)))
@@ -155,10 +153,6 @@ class IncrementalSVD:
             All other options of :func:`lorsum.truncated_svd`.
         max_rank : int, optional
             As for the class.
-
-        Returns
-        -------
-        IncrementalSVD
 
         Examples
         --------
@@ -207,7 +201,7 @@ class IncrementalSVD:
         self._max_rank = None if max_rank is None else as_count(max_rank, "max_rank", least=1)
 
     def update(self, A: Array, B: Array) -> Self:
-        """Add ``A @ B.T``.
+        """Add ``A @ B.T``; the rank becomes at most r + k.
 
         Parameters
         ----------
@@ -215,11 +209,6 @@ class IncrementalSVD:
             Left factor.
         B : array, shape (n, k) or (n,)
             Right factor; transposed, not conjugated, as that of a :class:`lorsum.LowRank`.
-
-        Returns
-        -------
-        IncrementalSVD
-            Itself, of rank at most r + k.
 
         Raises
         ------
@@ -242,34 +231,24 @@ class IncrementalSVD:
         return self._become(*added(self._U, self._s, self._V, A, conj(B)))
 
     def append_rows(self, R: Array) -> Self:
-        """Append rows below the matrix.
+        """Append rows below the matrix; the rank becomes at most r + p.
 
         Parameters
         ----------
         R : array, shape (p, n) or (n,)
             The new rows.
-
-        Returns
-        -------
-        IncrementalSVD
-            Itself, of rank at most r + p.
         """
         R = self._block(R, "R", self.shape[1], rows=True)
         U, new = padded(self._U, R.shape[1])
         return self._become(*added(U, self._s, self._V, new, conj(R)))
 
     def append_columns(self, C: Array) -> Self:
-        """Append columns to the right of the matrix.
+        """Append columns to the right of the matrix; the rank becomes at most r + p.
 
         Parameters
         ----------
         C : array, shape (m, p) or (m,)
             The new columns.
-
-        Returns
-        -------
-        IncrementalSVD
-            Itself, of rank at most r + p.
         """
         C = self._block(C, "C", self.shape[0])
         V, new = padded(self._V, C.shape[1])
@@ -282,11 +261,6 @@ class IncrementalSVD:
         ----------
         indices : int or sequence of int
             Which; negative ones count from the end.
-
-        Returns
-        -------
-        IncrementalSVD
-            Itself.
         """
         return self._become(*recompressed(_without(self._U, indices), self._s, self._V))
 
@@ -297,11 +271,6 @@ class IncrementalSVD:
         ----------
         indices : int or sequence of int
             Which; negative ones count from the end.
-
-        Returns
-        -------
-        IncrementalSVD
-            Itself.
         """
         return self._become(*recompressed(self._U, self._s, _without(self._V, indices)))
 
@@ -314,11 +283,6 @@ class IncrementalSVD:
             The largest rank that is left.
         rtol : float, optional
             Instead: the smallest rank ≥ 1 with an error of at most rtol ‖X‖ in the Frobenius norm, 0 ≤ rtol < 1.
-
-        Returns
-        -------
-        IncrementalSVD
-            Itself.
 
         Examples
         --------

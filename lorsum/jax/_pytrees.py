@@ -22,12 +22,13 @@ PyTree: TypeAlias = Any
 class Pair(LowRank):
     """The gradient G = SᵀX with respect to the matrix of an adapter, as the pair (Sᵀ, Xᵀ).
 
-    To JAX it is another kind of node than an adapter, so that what combines gradients with parameters, such as weight
-    decay or an average of gradients, is an error, also where shapes happen to agree. And it has a third leaf beside the
-    two arrays, a random key that means nothing: JAX knows no arithmetic for it, so that what would scale, clip or
-    measure the arrays one by one is an error, too: "mul does not accept dtype key<fry>". For gradients with pairs there
-    are :func:`lorsum.jax.clip_by_global_norm`, :func:`lorsum.jax.global_norm`, :func:`lorsum.jax.multi_steps` and
-    :func:`lorsum.jax.apply_if_finite`; ``gradient="dense"`` gives matrices.
+    It is no gradient of the factors: with S and X scaled by c, G is scaled by c². To JAX it is another kind of node
+    than an adapter, so that what combines gradients with parameters, such as weight decay, is an error, also where
+    shapes happen to agree. And it has a third leaf beside the two arrays, a random key that means nothing: JAX knows no
+    arithmetic for it, so that what would scale, clip or measure the arrays one by one is an error, too: "mul does not
+    accept dtype key<fry>". For gradients with pairs there are :func:`lorsum.jax.clip_by_global_norm`,
+    :func:`lorsum.jax.global_norm`, :func:`lorsum.jax.multi_steps`, :func:`lorsum.jax.apply_if_finite` and
+    :func:`lorsum.jax.set_to_zero` in place of Optax's; ``gradient="dense"`` gives matrices.
 
     Parameters
     ----------

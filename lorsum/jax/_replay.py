@@ -59,8 +59,8 @@ def replayed(
             Xs.append(X)
         else:
             count = len(part.products)
-            again = _AGAIN[eqn.primitive]
-            results, stacks, inner_Xs = again(eqn, part, arguments, stacks, probes[:count], summed)
+            replay = _REPLAY_RULES[eqn.primitive]
+            results, stacks, inner_Xs = replay(eqn, part, arguments, stacks, probes[:count], summed)
             probes, Xs = probes[count:], Xs + inner_Xs
             beside.update(zip(eqn.outvars, stacks, strict=True))
         known.update(zip(eqn.outvars, results, strict=True))
@@ -133,7 +133,7 @@ def _branches(eqn, inner, arguments, stacks, probes, summed):
     return results, [None] * len(results), Xs
 
 
-_AGAIN = {
+_REPLAY_RULES = {
     primitives.jit_p: _call,
     primitives.remat_p: _checkpoint,
     primitives.scan_p: _loop,

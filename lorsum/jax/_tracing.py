@@ -54,7 +54,7 @@ class OtherUse(NamedTuple):
 
 
 Origin: TypeAlias = TracedFactor | OtherUse | None
-"""What a variable has of adapters: it is a factor, depends on one, or neither."""
+"""Where a variable comes from: it is a factor, or depends on one in another way, or neither."""
 
 
 class Loop(NamedTuple):
@@ -149,17 +149,17 @@ class InnerPrograms(NamedTuple):
 
 
 def find_products(program: Any, origins: Sequence[Origin], numbers: ValueNumbers | None = None) -> TracedProgram:
-    """A jaxpr with the products that are in it, from what each of its inputs has of adapters."""
+    """The products in a jaxpr, from the origins of its inputs."""
     program = _closed(program)
     traced = TracedProgram(program.jaxpr, program.consts)
     known = dict(zip(program.jaxpr.invars, origins, strict=True))
     numbers = numbers or ValueNumbers(program)
 
-    def of(variables: list) -> list[Origin]:
+    def origins_of(variables: list) -> list[Origin]:
         return [None if isinstance(v, Literal) else known.get(v) for v in variables]
 
     for i, eqn in enumerate(program.jaxpr.eqns):
-        part, results = _part(eqn, of(eqn.invars), numbers)
+        part, results = _traced(eqn, origins_of(eqn.invars), numbers)
         numbers.add(eqn)
         results = [x if _has_derivative(v) else None for v, x in zip(eqn.outvars, results, strict=True)]
         gives_factor = any(isinstance(x, TracedFactor) for x in results)
@@ -168,18 +168,19 @@ def find_products(program: Any, origins: Sequence[Origin], numbers: ValueNumbers
         elif gives_factor:
             traced.rearranging.add(i)
         known.update(zip(eqn.outvars, results, strict=True))
-    traced.results = of(program.jaxpr.outvars)
+    traced.results = origins_of(program.jaxpr.outvars)
     return traced
 
 
-Part: TypeAlias = tuple[Product | InnerPrograms | None, list[Origin]]
-"""The product or the inner programs of an equation, or None; and what its results have of adapters."""
+Traced: TypeAlias = tuple[Product | InnerPrograms | None, list[Origin]]
+"""Of an equation: the product that it is, the programs inside it, or None; and the origins of its results."""
 
 
-def _part(eqn: Any, origins: list[Origin], numbers: ValueNumbers) -> Part:
+def _traced(eqn: Any, origins: list[Origin], numbers: ValueNumbers) -> Traced:
+    """An equation of any kind, from the origins of its operands."""
     name, count = eqn.primitive.name, len(eqn.outvars)
-    if eqn.primitive in _OF_PRIMITIVE:
-        return _OF_PRIMITIVE[eqn.primitive](eqn, origins, numbers)
+    if eqn.primitive in _TRACING_RULES:
+        return _TRACING_RULES[eqn.primitive](eqn, origins, numbers)
     if name in _KEEPING and all(_is_real(v) == _is_real(w) for v, w in zip(eqn.invars, eqn.outvars, strict=False)):
         return None, origins[:count]
     if origins and isinstance(origins[0], TracedFactor) and (factor := _rearranged(eqn, origins, numbers)):
@@ -190,7 +191,7 @@ def _part(eqn: Any, origins: list[Origin], numbers: ValueNumbers) -> Part:
     return None, [_used(origins, name)] * count
 
 
-def _product(eqn: Any, origins: list[Origin], numbers: ValueNumbers) -> Part:
+def _product(eqn: Any, origins: list[Origin], numbers: ValueNumbers) -> Traced:
     of_x, of_U, of_V = origins
     used = _used([of_x], "x")
     if not (isinstance(of_U, TracedFactor) or isinstance(of_V, TracedFactor)):  # an adapter that is not trained
@@ -200,13 +201,13 @@ def _product(eqn: Any, origins: list[Origin], numbers: ValueNumbers) -> Part:
     return Product(of_U, eqn.params["view"], eqn.invars[0].aval, eqn.outvars[0].aval), [used]
 
 
-def _call(eqn: Any, origins: list[Origin], numbers: ValueNumbers) -> Part:
+def _call(eqn: Any, origins: list[Origin], numbers: ValueNumbers) -> Traced:
     """A program in a ``jit`` or a checkpoint."""
     inner = _inner(eqn.params["jaxpr"], origins, numbers, eqn.invars)
     return InnerPrograms([inner]), inner.results
 
 
-def _branches(eqn: Any, origins: list[Origin], numbers: ValueNumbers) -> Part:
+def _branches(eqn: Any, origins: list[Origin], numbers: ValueNumbers) -> Traced:
     """A ``cond``: its first operand says which branch is taken."""
     which, *rest = origins
     programs = [_inner(branch, rest, numbers, eqn.invars[1:]) for branch in eqn.params["branches"]]
@@ -214,37 +215,45 @@ def _branches(eqn: Any, origins: list[Origin], numbers: ValueNumbers) -> Part:
     return InnerPrograms(programs), [_used([which, *of], eqn.primitive.name) for of in results]
 
 
-def _loop(eqn: Any, origins: list[Origin], numbers: ValueNumbers) -> Part:
-    """A ``scan``: what it goes over comes as slices; what it carries comes around, and a use of a factor with it."""
+def _loop(eqn: Any, origins: list[Origin], numbers: ValueNumbers) -> Traced:
+    """A ``scan``: what it goes over comes as slices."""
     name, body, first = eqn.primitive.name, eqn.params["jaxpr"], eqn.params["num_consts"]
     last = first + eqn.params["num_carry"]
     own = (id(body.jaxpr),)  # names the loop where it matters, inside of it: no program is inside itself
     over = [_slice_of(x, own) if isinstance(x, TracedFactor) else x for x in origins[last:]]
-    carried = [_used([x], name) for x in origins[first:last]]
-    while True:
-        inner = _inner(body, [*origins[:first], *carried, *over], numbers, eqn.invars[:first])
-        after = [_used(pair, name) for pair in zip(carried, inner.results, strict=False)]
-        if after == carried:
-            return InnerPrograms([inner], eqn.params["length"]), [_used([x], name) for x in inner.results]
-        carried = after
+
+    def traced_body(carried):
+        return _inner(body, [*origins[:first], *carried, *over], numbers, eqn.invars[:first])
+
+    inner, _ = _carried_around(traced_body, origins[first:last], name)
+    return InnerPrograms([inner], eqn.params["length"]), [_used([x], name) for x in inner.results]
 
 
-def _open_loop(eqn: Any, origins: list[Origin], numbers: ValueNumbers) -> Part:
+def _open_loop(eqn: Any, origins: list[Origin], numbers: ValueNumbers) -> Traced:
     """A ``while``: it has no gradient, but may hold what needs none."""
     name, p = eqn.primitive.name, eqn.params
     first = p["cond_nconsts"] + p["body_nconsts"]
-    constant, carried = origins[p["cond_nconsts"] : first], [_used([x], name) for x in origins[first:]]
+    constant = origins[p["cond_nconsts"] : first]
+    inner, carried = _carried_around(lambda x: find_products(p["body_jaxpr"], [*constant, *x]), origins[first:], name)
+    if inner.products:
+        return None, [OtherUse(inner.products[0].adapter, name, of_products=True)] * len(carried)
+    return None, carried
+
+
+def _carried_around(
+    traced_body: Callable[[list[Origin]], TracedProgram], carried: list[Origin], name: str
+) -> tuple[TracedProgram, list[Origin]]:
+    """The body of a loop and the origins of what it carries, which may come to depend on adapters round by round."""
+    carried = [_used([x], name) for x in carried]
     while True:
-        inner = find_products(p["body_jaxpr"], [*constant, *carried])
-        if inner.products:
-            return None, [OtherUse(inner.products[0].adapter, name, of_products=True)] * len(carried)
-        after = [_used(pair, name) for pair in zip(carried, inner.results, strict=True)]
+        inner = traced_body(carried)
+        after = [_used(pair, name) for pair in zip(carried, inner.results, strict=False)]
         if after == carried:
-            return None, carried
+            return inner, carried
         carried = after
 
 
-_OF_PRIMITIVE: dict[Any, Callable[[Any, list[Origin], ValueNumbers], Part]] = {
+_TRACING_RULES: dict[Any, Callable[[Any, list[Origin], ValueNumbers], Traced]] = {
     product_p: _product,
     primitives.stop_gradient_p: lambda eqn, origins, numbers: (None, [None]),
     primitives.jit_p: _call,

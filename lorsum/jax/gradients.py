@@ -1,20 +1,20 @@
-"""Gradients of a loss, those of adapters W as low-rank pairs (Sᵀ, Xᵀ), and how they come about.
+"""Gradients of a loss, those of adapters W = U Vᵀ as low-rank pairs (Sᵀ, Xᵀ): how they come about, and where.
 
 ::
 
-    a loss, with layers that call lora(x, W)                                                          layers, products
-        │ jax.make_jaxpr
-    a jaxpr, with an equation for each product          y = lora x U Vᵀ
-        │ follow U and V from the inputs                                                          _tracing.find_products
-    the products, each with its adapter and the loops around it
-        │ run it again, each product with a probe       y = lora x U Vᵀ, next to it a zero array      _probes, _replay
-    the loss and X of each product
-        │ jax.value_and_grad with respect to the probes
-    S of each product, the gradient with respect to y
-        │ rows of all products and rounds of loops, together                                         _probes.collected
-    the pair (Sᵀ, Xᵀ) of each adapter, G = SᵀX                                                                this file
-        │ rule.step(W, G, state)                                                                        transformations
-    updates, which optax.apply_updates adds to U and V
+    loss, in which a layer calls lora(x, W)                                    layers.py, products.py
+      │  jax.make_jaxpr
+    jaxpr: an equation y = lora x U V for each product
+      │  find_products: follow U and V from the inputs to these                _tracing.py
+    products, each with its adapter and the loops around it
+      │  replayed: run the jaxpr again, each product with a probe beside it    _probes.py, _replay.py
+    the loss, and X of each product
+      │  jax.value_and_grad, with respect to the probes
+    S of each product: the derivative of the loss with respect to y
+      │  collected: rows of all products with W, and of all rounds of loops    _probes.py
+    Pair (Sᵀ, Xᵀ) in place of W: the gradient G = SᵀX
+      │  rule.step(W, G, state)                                                transformations.py, lorsum.optim
+    updates, the differences of U and V, for optax.apply_updates
 
 No derivative with respect to U and V is taken. Where G = SᵀX is fewer numbers than S and X, the derivative with respect
 to the probe is that sum, and the gradient a matrix.
@@ -83,12 +83,9 @@ def value_and_grad(
 
     Notes
     -----
-    A pair is a :class:`lorsum.jax.Pair`. It is no gradient of the factors, and its arrays cannot be added, averaged
-    (``pmean``), measured (``optax.global_norm``) or scaled on their own: with S and X scaled by c, G is scaled by c².
-    What tries to meets a third leaf beside them, for which JAX knows no arithmetic, and raises a TypeError. Take the
-    mean over micro-batches by :func:`lorsum.jax.multi_steps`, or inside of the loss by a ``scan``; over devices by
-    sharding the batch; or ask for "dense".
-    See also :func:`lorsum.jax.global_norm` and :func:`lorsum.jax.clip_by_global_norm`.
+    A pair is a :class:`lorsum.jax.Pair`, whose arrays cannot be added, averaged (``pmean``), measured or scaled on
+    their own. Take the mean over micro-batches by :func:`lorsum.jax.multi_steps`, or inside of the loss by a ``scan``;
+    over devices by sharding the batch; or ask for "dense".
 
     The loss may have derivatives with respect to other things in it, as gradient penalties and differential equations
     have: along x alone ``jax.grad``, ``jax.jvp`` and their like of ``lora(x, W)`` are products again. Not so the

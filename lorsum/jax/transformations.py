@@ -14,7 +14,8 @@ from lorsum.jax._pytrees import PyTree, flat_gradients, is_low_rank
 from lorsum.jax._serialization import register_with_flax
 from lorsum.lowrank import LowRank
 from lorsum.optim.rule import Schedule
-from lorsum.typing import RNG
+from lorsum.optim.scaled import Scale
+from lorsum.typing import RNG, Scalar
 
 __all__ = [
     "oplora",
@@ -60,11 +61,10 @@ def transformation(rule: optim.Rule, *, rng: RNG = 0) -> optax.GradientTransform
     :func:`lorsum.jax.value_and_grad` gives it.
 
     What acts on each array for itself, such as Optax's own clipping, is an error before or around this, as it would act
-    on S and X: a :class:`lorsum.jax.Pair` has a leaf that is no number, and JAX says that an operation "does not accept
-    dtype key<fry>". In place of ``optax.clip_by_global_norm``, ``optax.MultiSteps``, ``optax.apply_if_finite``,
-    ``optax.set_to_zero`` and ``optax.global_norm`` take those of :mod:`lorsum.jax`: ``clip_by_global_norm``,
-    ``multi_steps``, ``apply_if_finite``, ``set_to_zero`` and ``global_norm``. On matrices, ``gradient="dense"``, what
-    needs neither state nor parameters acts on the matrix, such as ``optax.scale`` and ``optax.clip_by_global_norm``.
+    on S and X: see :class:`lorsum.jax.Pair`. Take ``clip_by_global_norm``, ``multi_steps``, ``apply_if_finite``,
+    ``set_to_zero`` and ``global_norm`` of :mod:`lorsum.jax`. On matrices, ``gradient="dense"``, what needs neither
+    state nor parameters acts on the matrix, such as ``optax.scale`` and ``optax.clip_by_global_norm``.
+
     Under ``jit`` values cannot be checked: a gradient that is not finite makes the parameters so, which
     :func:`lorsum.jax.apply_if_finite` prevents.
 
@@ -118,7 +118,7 @@ def _with_options_of(rule: Callable[..., optim.Rule]) -> Callable[[F], F]:
 
 
 @_with_options_of(optim.OPLoRA)
-def oplora(lr: float | Schedule, *, rng: RNG = 0, **options: Any) -> optax.GradientTransformation:
+def oplora(lr: Scalar | Schedule, *, rng: RNG = 0, **options: Any) -> optax.GradientTransformation:
     """OPLoRA: each adapter takes the step W − ηG − ηαM, rounded to its rank by LoRSum (algorithm 1 of the paper).
 
     Parameters
@@ -158,21 +158,19 @@ def oplora(lr: float | Schedule, *, rng: RNG = 0, **options: Any) -> optax.Gradi
 
 
 @_with_options_of(optim.ProjectedOPLoRA)
-def projected_oplora(lr: float | Schedule, *, rng: RNG = 0, **options: Any) -> optax.GradientTransformation:
+def projected_oplora(lr: Scalar | Schedule, *, rng: RNG = 0, **options: Any) -> optax.GradientTransformation:
     """OPLoRA with LoFT's momentum, projected at each step on what the adapter's factors can express.
 
     Parameters
     ----------
     lr, momentum, iters, reg, first, simultaneous, method, weight_decay, maximize, rng
-        As for :func:`oplora` and :class:`lorsum.optim.ProjectedOPLoRA`.
+        As for :func:`oplora`. M has rank 2r, so ``momentum_rank`` must stay None.
     """
     return _of_rule(optim.ProjectedOPLoRA, rng, lr=lr, **options)
 
 
 @_with_options_of(optim.ScaledOPLoRA)
-def scaled_oplora(
-    lr: float | Schedule, *, scale: optim.scaled.Scale, rng: RNG = 0, **options: Any
-) -> optax.GradientTransformation:
+def scaled_oplora(lr: Scalar | Schedule, *, scale: Scale, rng: RNG = 0, **options: Any) -> optax.GradientTransformation:
     """OPLoRA in a metric that is estimated from the gradients (appendix B of the paper).
 
     Parameters
@@ -186,7 +184,7 @@ def scaled_oplora(
 
 
 @_with_options_of(optim.PreconditionedSGD)
-def preconditioned_sgd(lr: float | Schedule, **options: Any) -> optax.GradientTransformation:
+def preconditioned_sgd(lr: Scalar | Schedule, **options: Any) -> optax.GradientTransformation:
     """Gradient descent on the factors with preconditioned gradients: ScaledGD, Riemannian LoRA.
 
     Parameters
@@ -198,7 +196,7 @@ def preconditioned_sgd(lr: float | Schedule, **options: Any) -> optax.GradientTr
 
 
 @_with_options_of(optim.PreconditionedAdamW)
-def preconditioned_adamw(lr: float | Schedule, **options: Any) -> optax.GradientTransformation:
+def preconditioned_adamw(lr: Scalar | Schedule, **options: Any) -> optax.GradientTransformation:
     """AdamW fed with the preconditioned gradients of the factors.
 
     Parameters
@@ -210,7 +208,7 @@ def preconditioned_adamw(lr: float | Schedule, **options: Any) -> optax.Gradient
 
 
 @_with_options_of(optim.SVDLoRA)
-def svdlora(lr: float | Schedule, **options: Any) -> optax.GradientTransformation:
+def svdlora(lr: Scalar | Schedule, **options: Any) -> optax.GradientTransformation:
     """The step that OPLoRA approximates: the truncated SVD of the full step, with a full-rank momentum.
 
     Parameters
@@ -266,6 +264,10 @@ def _states(structure: Any, state: PyTree) -> list[Any]:
 
 def _counted_in_jax(state: Any) -> Any:
     """The state with its step as an array, as it will be after a step under jit: else that would compile anew."""
+    if "count" not in getattr(state, "_fields", ()):
+        raise TypeError(
+            f"the state of the rule is a {type(state).__name__}; a named tuple is needed, with the steps as `count`."
+        )
     return state._replace(count=jnp.asarray(state.count, jnp.int32))
 
 

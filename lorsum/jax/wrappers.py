@@ -169,14 +169,16 @@ def multi_steps(
     Notes
     -----
     The mean gradient of an adapter is kept as a matrix, at least in single precision: m n numbers of memory, as much as
-    the frozen weight beside it, whatever k and the batches are. So each pair is multiplied out, and K-FAC, which needs
-    pairs, cannot be inside. Where the pairs of all k micro-batches, k N (m + n) numbers, are fewer, let the loss go
-    over micro-batches by a ``scan``: :func:`lorsum.jax.value_and_grad` then gives one pair for all.
+    the frozen weight beside it, whatever k and the batches are. So each pair is multiplied out, and rules that read the
+    rows of S and X, as with K-FAC, cannot be inside. Where the pairs of all k micro-batches, k N (m + n) numbers, are
+    fewer, let the loss go over micro-batches by a ``scan``: :func:`lorsum.jax.value_and_grad` then gives one pair for
+    all.
 
     Examples
     --------
     >>> import jax.numpy as jnp
-    >>> from lorsum.jax import preconditioned_sgd
+    >>> from lorsum import LowRank
+    >>> from lorsum.jax import Pair, preconditioned_sgd
     >>> W = LowRank(jnp.zeros((4, 1)), jnp.ones((3, 1)))
     >>> tx = multi_steps(preconditioned_sgd(0.5, reg=0.0), 2)
     >>> state = tx.init(W)

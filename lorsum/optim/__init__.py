@@ -34,7 +34,7 @@ in the leading dimensions.
 ... class OneSided:
 ...     lr: float
 ...     momentum: float = 0.9
-...     def init(self, W, *, rng=None):
+...     def init(self, W, *, rng=0):
 ...         return State(0, 0 * W.U)
 ...     def step(self, W, G, state):
 ...         M = self.momentum * state.M + G @ W.V

@@ -72,7 +72,7 @@ class SGD:
         """Of G the gradients of the two factors."""
         return Reads("factors")
 
-    def init(self, W: Any, *, rng: RNG = None) -> SGDState:
+    def init(self, W: Any, *, rng: RNG = 0) -> SGDState:
         """State before the first step. ``rng`` is not used: nothing here is random."""
         return SGDState(0, zeros_like_leaves(W) if is_used(self.momentum) else ())
 
@@ -140,7 +140,7 @@ class AdamW:
         """Of G the gradients of the two factors."""
         return Reads("factors")
 
-    def init(self, W: Any, *, rng: RNG = None) -> AdamWState:
+    def init(self, W: Any, *, rng: RNG = 0) -> AdamWState:
         """State before the first step. ``rng`` is not used: nothing here is random."""
         return AdamWState(0, zeros_like_leaves(W), zeros_like_leaves(W))
 
@@ -150,7 +150,7 @@ class AdamW:
         beta1, beta2 = self.betas
         arrays, gradients = leaves(W), self.gradients(W, descending(G, self.maximize), lr)
         if is_used(self.weight_decay):
-            arrays = self.decayed(W, arrays, lr)
+            arrays, gradients = self.decayed(W, arrays, gradients, lr)
         first = tuple(beta1 * m + (1 - beta1) * g for m, g in zip(state.first, gradients, strict=True))
         second = tuple(beta2 * v + (1 - beta2) * g**2 for v, g in zip(state.second, gradients, strict=True))
 
@@ -164,9 +164,11 @@ class AdamW:
         """The directions to descend in, one for each array that is trained."""
         return leaf_gradients(W, G)
 
-    def decayed(self, W: Any, arrays: list[Array], lr: Scalar) -> list[Array]:
-        """The arrays after decay, each by itself."""
-        return [(1 - lr * self.weight_decay) * p for p in arrays]
+    def decayed(
+        self, W: Any, arrays: list[Array], gradients: list[Array], lr: Scalar
+    ) -> tuple[list[Array], list[Array]]:
+        """The arrays after decay, each by itself, and their gradients."""
+        return [(1 - lr * self.weight_decay) * p for p in arrays], gradients
 
 
 def leaves(W: Any) -> list[Array]:

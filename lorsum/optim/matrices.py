@@ -68,7 +68,7 @@ class SVDLoRA:
         """All of G."""
         return Reads("matrix")
 
-    def init(self, W: LowRank, *, rng: RNG = None) -> SVDLoRAState:
+    def init(self, W: LowRank, *, rng: RNG = 0) -> SVDLoRAState:
         """State before the first step. ``rng`` is not used: nothing here is random."""
         require_adapter(W)
         W = W.astype(computing_dtype(namespace_of(W.U), W.dtype))
@@ -109,7 +109,7 @@ class Full(SGD):
         """All of G."""
         return Reads("matrix")
 
-    def init(self, W: Any, *, rng: RNG = None) -> SGDState:
+    def init(self, W: Any, *, rng: RNG = 0) -> SGDState:
         """State before the first step. ``rng`` is not used: nothing here is random."""
         return super().init(_dense(W), rng=rng)
 

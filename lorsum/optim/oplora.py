@@ -104,7 +104,7 @@ class OPLoRA:
             return Reads("rows")
         return Reads("products", self.iters * (rank + is_used(self.momentum) * (self.momentum_rank or rank)))
 
-    def init(self, W: LowRank, *, rng: RNG = None) -> Any:
+    def init(self, W: LowRank, *, rng: RNG = 0) -> Any:
         """State before the first step. M = 0, with one random factor: two zero factors would stay zero for ever."""
         require_adapter(W)
         if not is_used(self.momentum):
@@ -135,19 +135,8 @@ class OPLoRA:
 
     def rounded(self, *problems: tuple[Any, dict[str, Any]]) -> list[LowRank]:
         """LoRSum of targets, each with options of its own beside this rule's."""
-        return lorsums(
-            [
-                as_problem(
-                    target,
-                    iters=self.iters,
-                    first=self.first,
-                    simultaneous=self.simultaneous,
-                    method=self.method,
-                    **own,
-                )
-                for target, own in problems
-            ]
-        )
+        shared: dict[str, Any] = {name: getattr(self, name) for name in ("iters", "first", "simultaneous", "method")}
+        return lorsums([as_problem(target, **own, **shared) for target, own in problems])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +181,7 @@ class ProjectedOPLoRA(OPLoRA):
             return Reads("rows")
         return Reads("products", self.iters * rank + is_used(self.momentum) * rank)
 
-    def init(self, W: LowRank, *, rng: RNG = None) -> Any:
+    def init(self, W: LowRank, *, rng: RNG = 0) -> Any:
         """State before the first step. ``rng`` is not used: nothing here is random."""
         require_adapter(W)
         xp = namespace_of(W.U)

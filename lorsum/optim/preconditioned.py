@@ -13,16 +13,35 @@ from lorsum.typing import Array, Scalar
 __all__ = ["PreconditionedAdamW", "PreconditionedSGD"]
 
 
-def preconditioned_gradients(W: Any, G: Any, reg: Scalar) -> list[Array]:
-    """G V (VᵀV + λI)⁻¹ and Gᵀ U (UᵀU + λI)⁻¹: half a step of LoRSum on G itself, from each side."""
-    if not isinstance(W, LowRank):
-        return leaf_gradients(W, G)
-    G, (U, V) = checked_gradient(W, G), leaves(W)
-    return [least_squares_factor(G, V, reg=reg), least_squares_factor(G.T, U, reg=reg)]
+class _Preconditioned:
+    """What both rules do with the gradients of the factors, and with decay."""
+
+    reg: Scalar
+    weight_decay: Scalar
+
+    def reads(self, rank: int) -> Reads:
+        """Of G a product with a basis of each factor's columns."""
+        return Reads("products", rank)
+
+    def gradients(self, W: Any, G: Any, lr: Scalar) -> list[Array]:
+        """G V (VᵀV + λI)⁻¹ and Gᵀ U (UᵀU + λI)⁻¹: half a step of LoRSum on G itself, from each side."""
+        if not isinstance(W, LowRank):
+            return leaf_gradients(W, G)
+        G, (U, V), reg = checked_gradient(W, G), leaves(W), lr * self.reg
+        return [least_squares_factor(G, V, reg=reg), least_squares_factor(G.T, U, reg=reg)]
+
+    def decayed(
+        self, W: Any, arrays: list[Array], gradients: list[Array], lr: Scalar
+    ) -> tuple[list[Array], list[Array]]:
+        """The factors of the product after decay; a dense parameter as without preconditioning."""
+        if not isinstance(W, LowRank):
+            return super().decayed(W, arrays, gradients, lr)  # type: ignore[misc]
+        U, V = arrays
+        return list(decayed_factors(U, V, lr, self.weight_decay)), gradients
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreconditionedSGD(SGD):
+class PreconditionedSGD(_Preconditioned, SGD):
     """Gradient descent on the factors with preconditioned gradients and, as is usual, naive momentum of these.
 
     ``U ← U − η G V (VᵀV + λI)⁻¹`` and the same for V [1]_ [2]_; with λ → 0 and no momentum this is one simultaneous
@@ -56,26 +75,9 @@ class PreconditionedSGD(SGD):
 
     reg: Scalar = 1e-3
 
-    def reads(self, rank: int) -> Reads:
-        """Of G a product with a basis of each factor's columns."""
-        return Reads("products", rank)
-
-    def gradients(self, W: Any, G: Any, lr: Scalar) -> list[Array]:
-        """The preconditioned gradients of the factors."""
-        return preconditioned_gradients(W, G, lr * self.reg)
-
-    def decayed(
-        self, W: Any, arrays: list[Array], gradients: list[Array], lr: Scalar
-    ) -> tuple[list[Array], list[Array]]:
-        """The factors of the product after decay; a dense parameter as for SGD."""
-        if not isinstance(W, LowRank):
-            return super().decayed(W, arrays, gradients, lr)
-        U, V = arrays
-        return list(decayed_factors(U, V, lr, self.weight_decay)), gradients
-
 
 @dataclass(frozen=True, kw_only=True)
-class PreconditionedAdamW(AdamW):
+class PreconditionedAdamW(_Preconditioned, AdamW):
     """AdamW fed with the preconditioned gradients of the factors (Zhang and Pilanci's scaled AdamW).
 
     Parameters
@@ -98,18 +100,3 @@ class PreconditionedAdamW(AdamW):
     """
 
     reg: Scalar = 1e-3
-
-    def reads(self, rank: int) -> Reads:
-        """Of G a product with a basis of each factor's columns."""
-        return Reads("products", rank)
-
-    def gradients(self, W: Any, G: Any, lr: Scalar) -> list[Array]:
-        """The preconditioned gradients of the factors."""
-        return preconditioned_gradients(W, G, lr * self.reg)
-
-    def decayed(self, W: Any, arrays: list[Array], lr: Scalar) -> list[Array]:
-        """The factors of the product after decay; a dense parameter as for AdamW."""
-        if not isinstance(W, LowRank):
-            return super().decayed(W, arrays, lr)
-        U, V = arrays
-        return list(decayed_factors(U, V, lr, self.weight_decay))

@@ -53,7 +53,7 @@ class Rule(Protocol):
         It takes no complex parameter.
     """
 
-    def init(self, W: Any, *, rng: RNG = None) -> Any:
+    def init(self, W: Any, *, rng: RNG = 0) -> Any:
         """The state of a parameter before its first step: see :class:`State`."""
 
     def step(self, W: Any, G: Any, state: Any) -> tuple[Any, Any]:

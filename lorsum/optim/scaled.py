@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-from lorsum._arrays import namespace_of, normal, zeros_like
+from lorsum._arrays import as_generator, namespace_of, normal, zeros_like
 from lorsum.alternating import lorsum
 from lorsum.lowrank import LowRank, as_sum
 from lorsum.metrics import Damped, Diagonal
@@ -236,8 +236,9 @@ class ScaledOPLoRA(OPLoRA):
             return super().reads(rank)
         return Reads("rows" if getattr(self.scale, "reads_rows", False) else "matrix")
 
-    def init(self, W: LowRank, *, rng: RNG = None) -> ScaledOPLoRAState:
+    def init(self, W: LowRank, *, rng: RNG = 0) -> ScaledOPLoRAState:
         """State before the first step."""
+        rng = as_generator(rng)  # one stream of random numbers for the momentum and the scale
         count, M = super().init(W, rng=rng)
         return ScaledOPLoRAState(count, M, None if self.scale is None else self.scale.init(W, rng))
 

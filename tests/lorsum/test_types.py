@@ -50,7 +50,9 @@ def lacking(function, name):
     if parameters and parameters[0].name in ("self", "cls"):
         del parameters[0]
     missing = [f"{name}({parameter.name})" for parameter in parameters if parameter.annotation is parameter.empty]
-    return missing + [f"{name} -> ?"] * (signature.return_annotation is signature.empty)
+    if signature.return_annotation is signature.empty and not name.endswith(".__init__"):
+        missing.append(f"{name} -> ?")
+    return missing
 
 
 def lacking_in_class(cls, name):

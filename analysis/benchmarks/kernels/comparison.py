@@ -18,7 +18,8 @@ def changes(before: list[dict], after: list[dict]) -> dict[str, dict[str, float]
     Times are those of the fastest round, which other work on the machine disturbs least, in units of Listing 1's in the
     same run, so that another machine changes little.
     """
-    earlier, found = _fastest(before), {}
+    earlier = _fastest(before)
+    found: dict[str, dict[str, float]] = {}
     for case, now in _fastest(after).items():
         then = earlier.get(case, {})
         for name in now:

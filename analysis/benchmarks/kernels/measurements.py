@@ -43,7 +43,7 @@ def _run_case(config):
     best = _best(case._replace(dtype="float64"))
     found = {name: competitors.to_lowrank(name, answers[name], case.rank) for name in names}
     accuracies = {name: best.accuracy(X) for name, X in found.items() if X is not None}
-    iterations = [iters for kind, iters in map(competitors.parsed, names) if kind == "auto"]
+    iterations = [iters for kind, iters in map(competitors.parsed, names) if kind == "auto" and iters]
     return {
         "seconds": four_digits({name: seconds[name] for name in names}),
         "excess": {name: accuracy.excess for name, accuracy in accuracies.items()},

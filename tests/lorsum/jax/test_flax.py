@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax_adapters import trained
 
 from lorsum import LowRank
 from lorsum import jax as lj
@@ -22,22 +23,6 @@ X = jax.random.normal(KEY, (8, 6))
 def adapter(key, m, n, rank=2):
     """B = 0, and A uniform, as LoRA starts."""
     return LowRank(jnp.zeros((m, rank)), jax.random.uniform(key, (n, rank), minval=-(n**-0.5), maxval=n**-0.5))
-
-
-def trained(loss, adapters, tx):
-    """Adapters after some compiled steps, and the losses on the way."""
-
-    @jax.jit
-    def step(adapters, state):
-        value, gradients = lj.value_and_grad(loss)(adapters)
-        updates, state = tx.update(gradients, state, adapters)
-        return optax.apply_updates(adapters, updates), state, value
-
-    state, values = tx.init(adapters), []
-    for _ in range(15):
-        adapters, state, value = step(adapters, state)
-        values.append(float(value))
-    return adapters, values
 
 
 def test_linen():
@@ -64,7 +49,7 @@ def test_linen():
     def loss(adapters):
         return jnp.mean((model.apply({"params": params, "adapters": adapters}, X) - 1) ** 2)
 
-    adapters, values = trained(loss, adapters, lj.oplora(0.3, momentum=0.9))
+    adapters, values = trained(loss, adapters, lj.oplora(0.3, momentum=0.9), 15)
     assert values[-1] < 0.3 * values[0]
     transposed = jax.tree.map(lambda W: W.T, adapters, is_leaf=lambda W: isinstance(W, LowRank))
     merged = lj.merge_into(params, transposed)  # a kernel is d_in × d_out
@@ -100,7 +85,7 @@ def test_nnx():
     def loss(adapters):
         return jnp.mean((nnx.merge(graph, adapters, others)(X) - 1) ** 2)
 
-    adapters, values = trained(loss, adapters, lj.oplora(0.3, momentum=0.9))
+    adapters, values = trained(loss, adapters, lj.oplora(0.3, momentum=0.9), 15)
     assert values[-1] < 0.3 * values[0]
     model = nnx.merge(graph, adapters, others)
     assert isinstance(model.one.W.get_value(), LowRank)

@@ -8,29 +8,19 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax_adapters import adapter, jit, normal
 
 from lorsum import LowRank
 from lorsum.jax import LoRAConv2d, LoRALinear, add_lora, grad, lora, lora_conv, partition, value_and_grad
 
 FORMS = ("auto", "pairs", "dense")
 SINGLE, DOUBLE = 1e-5, 1e-11
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # a second less for each
-
-
-def normal(seed, *shape):
-    """In single precision, or double where it is switched on."""
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape))
 
 
 @pytest.fixture
 def double():
     with jax.enable_x64(True):
         yield
-
-
-def adapter(seed, *shape, rank=2):
-    *stack, m, n = shape
-    return LowRank(normal(seed, *stack, m, rank), normal(seed + 1, *stack, n, rank))
 
 
 def product(x, W):
@@ -682,17 +672,17 @@ def test_loops_of_open_length_are_refused_by_name():
 
 
 def test_loops_of_open_length_without_a_derivative_are_no_matter():
-    def turned(W):
+    def dominant(W):
         """The dominant right singular vector."""
         again = lambda v: (lambda y: y / jnp.linalg.norm(y))(lora(lora(v[1], W), W.T))  # noqa: E731
         return jax.lax.while_loop(lambda v: v[0] < 9, lambda v: (v[0] + 1, again(v)), (0, jnp.ones(9) / 3))[1]
 
     def loss(W):
-        outside = jax.lax.stop_gradient(turned(W)) * turned(jax.lax.stop_gradient(W))
+        outside = jax.lax.stop_gradient(dominant(W)) * dominant(jax.lax.stop_gradient(W))
         return size(lora(normal(5, 6, 9) * outside, W))
 
     W = adapter(0, 7, 9)
-    x = normal(5, 6, 9) * turned(W) ** 2
+    x = normal(5, 6, 9) * dominant(W) ** 2
     assert_close(as_matrix(grad(loss)(W)), jax.grad(lambda W: size(x @ W.T))(W.to_dense()), 1e-4)
 
 

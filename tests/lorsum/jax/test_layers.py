@@ -4,17 +4,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from jax_adapters import normal, trained
 
 from lorsum import LowRank
 from lorsum import jax as lj
 
 KEY = jax.random.key(0)
-
-
-def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
 def everywhere(name, layer):
@@ -150,22 +146,12 @@ def test_adapters_alone_are_trained_unless_others_are_asked_for():
 def test_adapters_alone_learn():
     model = with_adapters_set(lj.add_lora(eqx.nn.MLP(6, 3, 5, 1, key=KEY), 2, key=KEY))
     params, frozen = lj.partition(model)
-    tx = lj.oplora(0.1, momentum=0.9)
     x = normal(3, 8, 6)
 
     def loss(params):
         return jnp.mean((jax.vmap(eqx.combine(params, frozen))(x) - 1) ** 2)
 
-    @jax.jit
-    def step(params, state):
-        value, gradients = lj.value_and_grad(loss)(params)
-        updates, state = tx.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state, value
-
-    state, values = tx.init(params), []
-    for _ in range(20):
-        params, state, value = step(params, state)
-        values.append(float(value))
+    params, values = trained(loss, params, lj.oplora(0.1, momentum=0.9), 20)
     assert values[-1] < 0.2 * values[0]
     merged = lj.merge(eqx.combine(params, frozen))
     np.testing.assert_allclose(jax.vmap(merged)(x), jax.vmap(eqx.combine(params, frozen))(x), rtol=1e-3, atol=1e-4)

@@ -1,25 +1,13 @@
 """Gradients of adapters that come out of stacks, in any order or by an index, of tied adapters and of sums of them."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax_adapters import adapter, jit, normal
 
 from lorsum import LowRank, LowRankSum
 from lorsum.jax import Pair, grad, lora, value_and_grad
-
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles in half the time
-
-
-def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
-
-
-def adapter(seed, *shape, rank=2):
-    *stack, m, n = shape
-    return LowRank(normal(seed, *stack, m, rank), normal(seed + 1, *stack, n, rank))
 
 
 def product(x, W):

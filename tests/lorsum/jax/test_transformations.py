@@ -1,7 +1,9 @@
 """The rules as transformations of Optax: the same steps as on NumPy arrays, and what Optax does with them."""
 
 import functools
+import inspect
 import io
+import re
 
 import equinox as eqx
 import jax
@@ -9,11 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax_adapters import adapter, jit, normal, pair_of
 
 from lorsum import LowRank, LowRankSum, lorsum, optim
 from lorsum import jax as lj
-
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # a second less for each
 
 
 @pytest.fixture(autouse=True)
@@ -22,22 +23,9 @@ def double():
         yield
 
 
-def normal(seed, *shape):
-    return np.random.default_rng(seed).standard_normal(shape)
-
-
-def adapter(seed, *shape, rank=2):
-    *stack, m, n = shape
-    return LowRank(jnp.asarray(normal(seed, *stack, m, rank)), jnp.asarray(normal(seed + 1, *stack, n, rank)))
-
-
 def in_numpy(tree):
     """Adapters, gradients and states of NumPy arrays."""
     return jax.tree.map(np.asarray, LowRank(*tree) if isinstance(tree, lj.Pair) else tree)
-
-
-def pair_of(seed, m, n, rows=5):
-    return lj.Pair(jnp.asarray(normal(seed, m, rows)), jnp.asarray(normal(seed + 1, n, rows)))
 
 
 def assert_equal_matrices(W, expected, tolerance=1e-10):
@@ -85,11 +73,42 @@ def test_a_dense_gradient_does_the_same_as_a_pair():
     assert_equal_matrices(optax.apply_updates(W, one), optax.apply_updates(W, other))
 
 
+@pytest.mark.parametrize(("make", "Rule", "given"), {make: (make, *rest) for make, *rest in RULES}.values())
+def test_the_options_of_the_rule_are_seen_with_their_defaults(make, Rule, given):
+    seen, options = inspect.signature(make).parameters, inspect.signature(Rule).parameters
+    assert seen.keys() - {"rng"} == options.keys()
+    assert all(seen[name].default == options[name].default for name in options.keys() - {"scale"})
+    assert all(re.search(rf"\b{name}\b", make.__doc__) for name in seen)
+    with pytest.raises(TypeError, match="gradient_clip"):
+        make(0.1, **given, gradient_clip=1.0)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [lj.scaled_oplora(0.1, scale=optim.KFAC()), lj.oplora(0.1, method="coefficients")],
+    ids=["K-FAC", "coefficients"],
+)
+def test_a_matrix_is_refused_by_rules_that_read_rows(tx):
+    W = {"W": adapter(0, 9, 7)}
+    with pytest.raises(TypeError, match=r"`params\['W'\]` is a matrix, but .* reads the rows.*gradient=\"pairs\""):
+        tx.update({"W": jnp.ones((9, 7))}, tx.init(W), W)
+
+
+class Forgetful(optim.SGD):
+    def init(self, W, *, rng=None):
+        return {"count": 0}
+
+
+def test_a_rule_whose_state_counts_no_steps_is_refused():
+    with pytest.raises(TypeError, match="the state of the rule is a dict; a named tuple is needed"):
+        lj.transformation(Forgetful(lr=0.1)).init(adapter(0, 9, 7))
+
+
 # One compilation for each shape, one batch for many layers
 
 
 def model(count=3, m=9, n=7):
-    return {f"layer{i}": {"W": adapter(10 * i, m, n), "b": jnp.asarray(normal(i, m))} for i in range(count)}
+    return {f"layer{i}": {"W": adapter(10 * i, m, n), "b": normal(i, m)} for i in range(count)}
 
 
 def loss(params, x):
@@ -142,7 +161,7 @@ def test_a_step_is_traced_once_and_lowers_the_loss(adapters):
     params = model()
     tx = optax.multi_transform({"adapters": adapters, "others": optax.adam(0.1)}, lj.labels(params))
     step, traces = stepper(tx, "pairs")
-    state, values, x = tx.init(params), [], jnp.asarray(normal(99, 4, 7))
+    state, values, x = tx.init(params), [], normal(99, 4, 7)
     for _ in range(12):
         params, state, value = step(params, state, x)
         values.append(float(value))
@@ -190,7 +209,7 @@ def test_a_batch_gives_what_each_gives_by_itself():
 
 def test_a_stack_of_adapters_is_a_batch_too():
     W, tx = adapter(0, 4, 9, 7), lj.oplora(0.1, momentum=0.9)
-    x = jnp.asarray(normal(9, 4, 5, 7))
+    x = normal(9, 4, 5, 7)
     gradient = lj.grad(lambda W: jnp.sum(lj.lora(x, W) ** 2), gradient="pairs")
     state = tx.init(W)
     for _ in range(2):
@@ -239,12 +258,12 @@ def test_what_cannot_be_injected_says_so():
 
 
 def test_clipping_is_by_the_norm_of_the_matrices():
-    G = {"W": pair_of(10, 9, 7), "b": jnp.asarray(normal(3, 9)), "Z": jnp.asarray(normal(4, 5, 6))}
+    G = {"W": pair_of(10, 9, 7), "b": normal(3, 9), "Z": normal(4, 5, 6)}
     whole = np.concatenate([np.ravel(G["W"].to_dense()), *(np.ravel(G[name]) for name in "bZ")])
     clipped, _ = lj.clip_by_global_norm(1.0).update(G, optax.EmptyState())
     np.testing.assert_allclose(clipped["W"].to_dense(), G["W"].to_dense() / np.linalg.norm(whole), rtol=1e-10)
     np.testing.assert_allclose(clipped["b"], G["b"] / np.linalg.norm(whole), rtol=1e-10)
-    many = lj.Pair(jnp.asarray(normal(5, 9, 400)), jnp.asarray(normal(6, 7, 400)))
+    many = lj.Pair(normal(5, 9, 400), normal(6, 7, 400))
     assert_equal_matrices(lj.clip_by_global_norm(1.0).update(many, None)[0], many / float(many.norm()))
     kept, _ = lj.clip_by_global_norm(1e3).update(G, optax.EmptyState())
     np.testing.assert_array_equal(kept["W"].U, G["W"].U)
@@ -317,7 +336,7 @@ def test_gradients_of_the_factors_are_an_error():
 
 
 def test_the_norm_of_all_gradients_is_that_of_their_matrices():
-    G = {"W": pair_of(10, 9, 7), "b": jnp.asarray(normal(3, 9)), "stack": lj.Pair(*adapter(20, 3, 5, 6, rank=2))}
+    G = {"W": pair_of(10, 9, 7), "b": normal(3, 9), "stack": lj.Pair(*adapter(20, 3, 5, 6, rank=2))}
     whole = np.concatenate([np.ravel(x.to_dense() if isinstance(x, lj.Pair) else x) for x in G.values()])
     assert float(jit(lj.global_norm)(G)) == pytest.approx(np.linalg.norm(whole), rel=1e-12)
     assert float(lj.global_norm({"none": None})) == 0
@@ -350,7 +369,7 @@ def test_pairs_can_be_donated(stack):
 
 @pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
 def test_all_of_a_step_can_be_donated():
-    params, x = model(2), jnp.asarray(normal(99, 4, 7))
+    params, x = model(2), normal(99, 4, 7)
     gradient = lj.grad(loss, gradient="pairs")
     tx = lj.apply_if_finite(trained(params))
     expected, _ = tx.update(gradient(params, x), tx.init(params), params)
@@ -401,7 +420,7 @@ def test_a_saved_state_goes_on_bit_for_bit():
     params = model()
     tx = trained(params, iters=2)
     step, _ = stepper(tx)
-    state, x = tx.init(params), jnp.asarray(normal(99, 4, 7))
+    state, x = tx.init(params), normal(99, 4, 7)
     for _ in range(3):
         params, state, _ = step(params, state, x)
     leaves, structure = jax.tree.flatten((params, state))
@@ -438,7 +457,7 @@ def test_half_precision_parameters_keep_their_precision():
 def micro_batches(tx, params, gradient="auto", count=3, steps=3):
     """Parameters after some steps of so many micro-batches of the same data, and how often a step was traced."""
     step, traces = stepper(tx, gradient)
-    state, x = tx.init(params), jnp.asarray(normal(99, 12, 7))
+    state, x = tx.init(params), normal(99, 12, 7)
     for _ in range(steps):
         for part in jnp.split(x, count):
             params, state, _ = step(params, state, part)
@@ -469,12 +488,12 @@ def test_micro_batches_are_one_step_on_all_of_them(place, gradient):
 @pytest.mark.parametrize("every_k", [1, 3, lambda step: jnp.where(step < 1, 2, 3)])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_accumulation_of_arrays_is_that_of_optax(every_k, compiled):
-    params = jnp.asarray(normal(0, 4), jnp.float32)
+    params = normal(0, 4).astype(jnp.float32)
     ours, theirs = lj.multi_steps(optax.adam(0.1), every_k), optax.MultiSteps(optax.adam(0.1), every_k)
     state, expected_state = ours.init(params), theirs.init(params)
     update = jit(ours.update) if compiled else ours.update
     for call in range(7):
-        G = jnp.asarray(normal(call, 4), jnp.float32)
+        G = normal(call, 4).astype(jnp.float32)
         updates, state = update(G, state, params)
         expected, expected_state = theirs.update(G, expected_state, params)
         np.testing.assert_allclose(updates, expected, rtol=1e-5, atol=1e-7)
