@@ -1,7 +1,7 @@
 """A low-rank matrix, and a sum of matrices: neither is ever formed."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from array_api_compat import is_array_api_obj
 
@@ -89,7 +89,7 @@ class LowRank(Linear):
         self.U, self.V = U, V
 
     @classmethod
-    def _of(cls, U: Array, V: Array) -> "LowRank":
+    def _of(cls, U: Array, V: Array) -> Self:
         """The same without checks, for factors that were computed here."""
         self = object.__new__(cls)
         self.U, self.V = U, V
