@@ -1,4 +1,4 @@
-"""Floor 0: array namespaces, dtypes, and the checks at the door that every verb shares."""
+"""Array namespaces and dtypes, and the checks of arguments that all functions share."""
 
 import operator
 from functools import cache

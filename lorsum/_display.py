@@ -1,4 +1,4 @@
-"""Floor 0: how the nouns print, as text and as HTML in a notebook."""
+"""How matrices and results print, as text and as HTML in a notebook."""
 
 import math
 from html import escape

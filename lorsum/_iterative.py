@@ -8,6 +8,7 @@ from numpy.linalg import LinAlgError
 
 from lorsum._arrays import computing_dtype, conj, eps, frobenius, is_finite, normal
 from lorsum._decompositions import qr, svd
+from lorsum._sums import arrays_of, namespace_of_sum
 from lorsum.lowrank import LowRank, LowRankSum
 from lorsum.typing import RNG, Array
 
@@ -23,7 +24,7 @@ def randomized(A: LowRankSum, rank: int, oversample: int, iters: int, rng: RNG) 
 
 def subspace(A: LowRankSum, rank: int, oversample: int, max_iters: int, residual_tol: float, rng: RNG) -> _Triple:
     """Orthogonal iteration on a few more columns than r, until the leading r Ritz triples have converged."""
-    xp = A.namespace
+    xp = namespace_of_sum(A)
     Q = _range(A, rank + oversample, 0, rng)
     rounding = 10 * sum(A.shape[-2:]) ** 0.5 * eps(xp, Q.dtype)
     residual = s = xp.ones_like(Q[..., 0, :])
@@ -44,7 +45,7 @@ def subspace(A: LowRankSum, rank: int, oversample: int, max_iters: int, residual
 def krylov(A: LowRankSum, rank: int, solver: str, max_iters: int, residual_tol: float, rng: RNG) -> _Triple:
     """What SciPy's solver finds, improved by one orthogonal iteration and checked."""
     V = _svds(A, rank, solver, max_iters, residual_tol, rng)
-    V = V.astype(computing_dtype(A.namespace, A.dtype), copy=False)
+    V = V.astype(computing_dtype(namespace_of_sum(A), A.dtype), copy=False)
     if not is_finite(V):
         raise _no_convergence(solver, "it gave NaN")
     U, s, Vh = _from_range(A, _orthonormal(A @ V))
@@ -63,9 +64,9 @@ def _svds(A: LowRankSum, rank: int, solver: str, max_iters: int, tol: float, rng
     if solver == "propack":  # the size of its Krylov space, which SciPy makes too small for a small rank
         max_iters = min(m, n, max_iters or 10 * rank + 200)
     if solver == "lobpcg":  # asked for all digits of AᴴA it breaks down; and svds squares its `tol`
-        tol = max(tol, eps(np, computing_dtype(A.namespace, A.dtype)) ** 0.375)
+        tol = max(tol, eps(np, computing_dtype(namespace_of_sum(A), A.dtype)) ** 0.375)
     operator = (A / size).as_linear_operator()
-    operator.dtype = np.dtype(computing_dtype(A.namespace, A.dtype))
+    operator.dtype = np.dtype(computing_dtype(namespace_of_sum(A), A.dtype))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the result is checked
@@ -107,7 +108,7 @@ def _no_convergence(solver: str, reason: str) -> LinAlgError:
 
 def _range(A: LowRankSum, columns: int, iters: int, rng: RNG) -> Array:
     """Orthonormal columns whose span comes near to that of A's leading left singular vectors."""
-    like = (A.arrays() or [np.empty(0, computing_dtype(A.namespace, A.dtype))])[0]
+    like = ([*arrays_of(A).values()] or [np.empty(0, computing_dtype(namespace_of_sum(A), A.dtype))])[0]
     columns = min(columns, *A.shape[-2:])
     Q = _orthonormal(A @ normal((*A.shape[:-2], A.shape[-1], columns), like, rng))
     for _ in range(iters):

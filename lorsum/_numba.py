@@ -110,9 +110,10 @@ def row_major_factors(Us, Vs, weights):
 
 
 def _row_major(factor):
-    if not factor.flags.writeable:  # Numba has a type for each
-        factor = factor.copy(order="K")
-    if factor.flags.c_contiguous:
+    flags = factor.flags
+    if not flags.writeable:  # Numba has a type for each
+        return _row_major(factor.copy(order="K"))
+    if flags.c_contiguous:
         return as_batch(factor), True
     return as_batch(np.ascontiguousarray(factor.mT)), False
 

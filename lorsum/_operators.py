@@ -1,4 +1,4 @@
-"""Floor 0: what a sum needs of a SciPy operator or sparse matrix: its dtype, and products that are what they claim."""
+"""What a sum needs of a SciPy operator or sparse matrix: its dtype, and products that are what they claim."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Floor 2: how far an approximation is from the truncated SVD, measured without forming either."""
+"""How far an approximation is from the truncated SVD, measured without forming either."""
 
 from typing import Any, NamedTuple
 
@@ -21,8 +21,11 @@ from lorsum._arrays import (
 )
 from lorsum._decompositions import best_of_rank, column_space, svdvals, triangle
 from lorsum._display import html_table, text_table
-from lorsum.lowrank import as_sum, check_addable, require_finite
+from lorsum._linear import check_addable
+from lorsum._sums import arrays_of, namespace_of_sum, require_finite, stacked
+from lorsum.lowrank import LowRank, LowRankSum, MatrixLike, as_sum
 from lorsum.svd import truncated_svd
+from lorsum.typing import Array
 
 __all__ = ["Gap", "History", "gap", "principal_angles"]
 
@@ -48,7 +51,7 @@ class Gap(NamedTuple):
     distance: Any
 
 
-def gap(approx, target, rank=None):
+def gap(approx: LowRank, target: MatrixLike, rank: int | None = None) -> Gap:
     """Distance of a low-rank approximation from the best one, without forming either matrix.
 
     Parameters
@@ -96,14 +99,15 @@ def gap(approx, target, rank=None):
     >>> gap(truncated_svd(W, 1).to_lowrank(), W).excess < 1e-12
     True
     """
-    target, approx = as_sum(target, "target"), as_sum(approx, "approx")
-    if approx.shape != target.shape:
-        raise ValueError(f"`approx` has shape {approx.shape} and `target` {target.shape}: they must be equal.")
-    check_addable(target, approx)
-    rank = as_rank(approx.rank if rank is None else rank, target.shape)
-    require_finite(target=target, approx=approx)
+    W, X = as_sum(target, "target"), as_sum(approx, "approx")
+    if X.shape != W.shape:
+        raise ValueError(f"`approx` has shape {X.shape} and `target` {W.shape}: they must be equal.")
+    check_addable(W, X)
+    most = X.rank
+    rank = as_rank(most if rank is None else rank, W.shape)
+    require_finite(target=W, approx=X)
 
-    W, X = _cores(_in_double(target), _in_double(approx))
+    W, X = _cores(_in_double(W), _in_double(X))
     if not is_finite(W, X):
         raise OverflowError("`target` or `approx` overflows double precision; scale both down.")
     xp = namespace_of(W)
@@ -112,7 +116,7 @@ def gap(approx, target, rank=None):
     best = frobenius(s[..., None, :rank])
     rounding = 2 * max(W.shape[-2:]) * eps(xp, W.dtype) * frobenius(W)
     above = error - optimal
-    if rank >= approx.rank:  # nothing is better than the best, but for rounding
+    if rank >= most:  # nothing is better than the best, but for rounding
         above = xp.clip(above, min=0.0)
     excess = _ratio(above, optimal, zero=error <= rounding, below=optimal <= rounding)
     apart = frobenius(X - W_r)
@@ -120,7 +124,7 @@ def gap(approx, target, rank=None):
     return Gap(*map(_plain, (error, optimal, excess, distance)))
 
 
-def principal_angles(A, B):
+def principal_angles(A: Array, B: Array) -> Array:
     """Principal angles between the column spaces of A and B, accurate also where they are tiny.
 
     Parameters
@@ -221,11 +225,11 @@ class History:
 
     columns = ("iteration", "error", "optimal", "excess", "distance", "angle", "condition", "passes")
 
-    def __init__(self, rank=None):
+    def __init__(self, rank: int | None = None) -> None:
         self.rank = None if rank is None else as_count(rank, "rank", least=1)
         self._start()
 
-    def _start(self):
+    def _start(self) -> None:
         self.iteration: list[int] = []
         self.error: list[float] = []
         self.optimal: list[float] = []
@@ -237,7 +241,7 @@ class History:
         self._target: Any = None
         self._best: Any = None
 
-    def __call__(self, iterate):
+    def __call__(self, iterate: Any) -> None:
         """Record one :class:`lorsum.Iterate`."""
         if iterate.iteration == 0:
             self._start()
@@ -261,17 +265,17 @@ class History:
         for column in self.columns:
             getattr(self, column).append(values[column])
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.iteration)
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, list[Any]]:
         """All that was recorded, as a dict of lists that :mod:`json` can write."""
         return {column: list(getattr(self, column)) for column in self.columns}
 
-    def __bool__(self):
+    def __bool__(self) -> bool:
         return True  # also before the first iteration: a callback is there or not, whatever it has recorded
 
-    def plot(self, axes=None, **style):
+    def plot(self, axes: Any = None, **style: Any) -> Any:
         """Draw the excess and the largest angle against the iteration, on a logarithmic scale.
 
         Values of rounding size, which a logarithmic scale would stretch over most of the figure, are left out.
@@ -302,37 +306,37 @@ class History:
         axes.legend()
         return axes
 
-    def _rows(self):
+    def _rows(self) -> list[tuple[Any, ...]]:
         return list(zip(*(getattr(self, column) for column in self.columns), strict=True))
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return text_table(self.columns, self._rows())
 
-    def _repr_html_(self):
+    def _repr_html_(self) -> str:
         return html_table("LoRSum, iteration by iteration", self.columns, self._rows())
 
 
-def _in_double(sum_):
+def _in_double(sum_: LowRankSum) -> LowRankSum:
     """The sum in double precision, to measure in; in single where JAX has double switched off."""
-    xp = sum_.namespace
-    if any(is_jax_array(x) for x in sum_.named_arrays().values()) and xp.asarray(1.0).dtype == xp.float32:
+    xp = namespace_of_sum(sum_)
+    if any(is_jax_array(x) for x in arrays_of(sum_).values()) and xp.asarray(1.0).dtype == xp.float32:
         double = xp.float32
     else:
         double = xp.float64
     return sum_.astype(xp.result_type(sum_.dtype, double))
 
 
-def _cores(W, X):
+def _cores(W: LowRankSum, X: LowRankSum) -> tuple[Array, Array]:
     """Two cores with the norms, differences and singular values of W and X: both in the basis of all their factors."""
     if not (W.is_factored and X.is_factored):
         return W.to_dense(), X.to_dense()
-    U, V = (W + X).stacked()
+    U, V = stacked(W + X)
     Ru, Rv = triangle(U), triangle(V)
     k = sum(term.rank for term in W.terms)
     return Ru[..., :k] @ Rv[..., :k].mT, Ru[..., k:] @ Rv[..., k:].mT
 
 
-def _ratio(above, below_, *, zero, below):
+def _ratio(above: Array, below_: Array, *, zero: Array, below: Array) -> Array:
     """above / below_, with 0 and infinity where the denominator is zero."""
     xp = namespace_of(below_)
     safe = xp.where(below, xp.ones_like(below_), below_)
@@ -340,20 +344,20 @@ def _ratio(above, below_, *, zero, below):
     return xp.where(below, limit, above / safe)
 
 
-def _plain(x):
+def _plain(x: Array) -> Array:
     return as_float(x) if x.ndim == 0 else x
 
 
-def _above_rounding(s, shape):
+def _above_rounding(s: Array, shape: tuple[int, ...]) -> int:
     """How many singular values of a matrix of that shape are not zero to rounding."""
     return sum(value > max(shape) * eps(namespace_of(s), s.dtype) * as_float(s[0]) for value in map(as_float, s))
 
 
-def _largest_angle(A, B):
+def _largest_angle(A: Array, B: Array) -> float:
     return as_float(principal_angles(A, B)[0]) if A.shape[-1] else 0.0
 
 
-def _condition(A):
+def _condition(A: Array) -> float:
     s = svdvals(A)
     largest, smallest = as_float(s[0]), as_float(s[-1])
     return largest / smallest if smallest > 0 else float("inf")  # of Python's numbers, which overflow in silence

@@ -1,5 +1,6 @@
-"""Floor 2: metrics for LoRSum: norms ‖M_U^½ (·) M_V^½‖ in which a matrix is approximated (appendix B of the paper)."""
+"""Metrics for LoRSum: norms ‖M_U^½ (·) M_V^½‖ in which a matrix is approximated (appendix B of the paper)."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from lorsum._arrays import (
@@ -16,6 +17,7 @@ from lorsum._arrays import (
 from lorsum._decompositions import cholesky, eigh, qr, solve
 from lorsum._operators import is_operator
 from lorsum.lowrank import LowRank, LowRankSum
+from lorsum.typing import Array
 
 __all__ = ["Damped", "Diagonal", "Root", "root_of", "whitened"]
 
@@ -48,18 +50,18 @@ class Damped(NamedTuple):
 class Diagonal(NamedTuple):
     """The diagonal matrices with these positive entries, shape (..., d); a vector alone means the same."""
 
-    entries: Any
+    entries: Array
 
 
 class Root(NamedTuple):
     """A factor L of a metric M = L Lᵀ, as three functions of a thin matrix X."""
 
-    LT: Any  # X ↦ Lᵀ X
-    inverse: Any  # X ↦ L⁻¹ X
-    inverse_T: Any  # X ↦ L⁻ᵀ X
+    LT: Callable[[Array], Array]  # X ↦ Lᵀ X
+    inverse: Callable[[Array], Array]  # X ↦ L⁻¹ X
+    inverse_T: Callable[[Array], Array]  # X ↦ L⁻ᵀ X
 
 
-def whitened(W, X0, metric):
+def whitened(W: LowRankSum, X0: LowRank, metric: Any) -> tuple[LowRankSum, LowRank, Callable[[LowRank], LowRank]]:
     """The problem of weighted LoRSum as an unweighted one.
 
     In X' = L_Uᵀ X L_V, with M = L Lᵀ, the weighted norm is Frobenius', also that of the proximal term. The target's
@@ -96,7 +98,7 @@ def whitened(W, X0, metric):
     left = root_of(M_U, W.shape[-2], X0.U, "metric[0]")
     right = root_of(M_V, W.shape[-1], X0.V, "metric[1]")
 
-    def carried(A, on_the_left, on_the_right):
+    def carried(A: Any, on_the_left: Callable[[Array], Array], on_the_right: Callable[[Array], Array]) -> Any:
         if isinstance(A, LowRank):
             return LowRank._of(on_the_left(A.U), on_the_right(A.V))
         return on_the_left(on_the_right(A.mT).mT)
@@ -108,7 +110,7 @@ def whitened(W, X0, metric):
     return W, start, lambda X: carried(X, left.inverse_T, right.inverse_T)
 
 
-def root_of(M, size, like, name="M"):
+def root_of(M: Any, size: int, like: Array, name: str = "M") -> Root:
     """A root of a metric, from which M and M⁻¹ can be applied to thin matrices.
 
     Parameters
@@ -152,7 +154,7 @@ def root_of(M, size, like, name="M"):
     return Root(lambda X: L.mT @ X, lambda X: solve(L, X), lambda X: solve(L.mT, X))
 
 
-def _diagonal_root(d, size, like, name):
+def _diagonal_root(d: Array, size: int, like: Array, name: str) -> Root:
     """The entries' square roots."""
     real, (xp, d) = d, _checked(d, (size,), like, name)
     if not is_traced(real) and not all_true(lambda d: d > 0, real):
@@ -161,7 +163,7 @@ def _diagonal_root(d, size, like, name):
     return Root(lambda X: root * X, lambda X: X / root, lambda X: X / root)
 
 
-def _checked(M, shape, like, name):
+def _checked(M: Array, shape: tuple[int, ...], like: Array, name: str) -> tuple[Any, Array]:
     """The library, and M in the dtype of ``like``."""
     xp = common_namespace(**{name: M, "target": like})
     if tuple(M.shape[-len(shape) :]) != shape:
@@ -173,7 +175,7 @@ def _checked(M, shape, like, name):
     return xp, xp.astype(M, like.dtype)
 
 
-def _damped_root(M, size, like, name):
+def _damped_root(M: Damped, size: int, like: Array, name: str) -> Root:
     """The symmetric root Q ((s + δ)^γ/2 − δ^γ/2) Qᵀ + δ^γ/2 I, from A = Q diag(s) Qᵀ."""
     A, damping, power = M
     if A.shape[-2:] != (size, size):
@@ -195,14 +197,14 @@ def _damped_root(M, size, like, name):
     d, lifted = damping ** (power / 2), (s + damping) ** (power / 2)
     up, down = (lifted - d)[..., None], (1 / lifted - 1 / d)[..., None]
 
-    def root(X):
+    def root(X: Array) -> Array:
         return d * X + Q @ (up * (Q.mT @ X))
 
-    def inverse(X):
+    def inverse(X: Array) -> Array:
         return X / d + Q @ (down * (Q.mT @ X))
 
     return Root(root, inverse, inverse)
 
 
-def _same(X):
+def _same(X: Array) -> Array:
     return X

@@ -18,7 +18,8 @@ from lorsum._arrays import (
 )
 from lorsum._iterative import krylov, randomized, subspace, svd_of
 from lorsum._operators import check_adjoints, is_operator
-from lorsum.lowrank import LowRank, LowRankSum, as_sum, require_finite, require_finite_coefficients
+from lorsum._sums import arrays_of, compressed, namespace_of_sum, require_finite, require_finite_coefficients
+from lorsum.lowrank import LowRank, LowRankSum, as_sum
 from lorsum.typing import RNG, Array, Matrix, Scalar
 
 __all__ = ["TruncatedSVD", "as_tolerance", "rank_for", "truncated_svd"]
@@ -185,7 +186,7 @@ def truncated_svd(
     generator = None if method in _EXACT else as_generator(rng)
     _check_values(sum_, method)
 
-    xp, dtype = sum_.namespace, sum_.dtype
+    xp, dtype = namespace_of_sum(sum_), sum_.dtype
     W = sum_.astype(computing_dtype(xp, dtype))
     try:
         if method == "factored":
@@ -218,7 +219,7 @@ def _factored(A: LowRankSum, rank: int, rtol: float) -> _Triple:
 
 def _compressed(A: LowRankSum) -> tuple[Callable[[Array], Array], Array, Callable[[Array], Array]]:
     require_finite(A=A)
-    Qu, core, Qv = A.compressed()
+    Qu, core, Qv = compressed(A)
     return Qu.__matmul__, core, Qv.__matmul__
 
 
@@ -295,7 +296,7 @@ def _checked_method(A: LowRankSum, method: Method, rank: int) -> Method:
 
 
 def _check_krylov(A: LowRankSum, method: Method, rank: int) -> None:
-    if len(A.shape) > 2 or not all(map(is_numpy_array, A.arrays())):
+    if len(A.shape) > 2 or not all(map(is_numpy_array, arrays_of(A).values())):
         raise ValueError(f"`method` is {method!r}, which takes one NumPy matrix: use 'subspace' or 'randomized'.")
     m, n = A.shape
     numbers = "complex" if A.dtype.kind == "c" else "real"

@@ -195,7 +195,7 @@ fresh = ls.LowRank(np.zeros((600, 8)), rng.normal(size=(200, 8)))
 T = fresh - eta * G
 for first in ("U", "V"):
     excess = [ls.gap(ls.lorsum(T, iters=K, first=first), T).excess for K in (0, 1, 2)]
-    print(f"start={first!r}: excess {excess[0]:.3f} → {excess[1]:.3f} → {excess[2]:.3f}")
+    print(f"first={first!r}: excess {excess[0]:.3f} → {excess[1]:.3f} → {excess[2]:.3f}")
 try:
     ls.lorsum(T, first="V", solver="gram")
 except np.linalg.LinAlgError as error:

@@ -10,8 +10,10 @@ from lorsum.typing import Array
 from paper_figures.curves import Curve, MethodRuns
 from paper_figures.published import Estimate, published
 
-__all__ = ["average", "averages", "estimate", "extent", "last", "papers_average", "stretch"]
+__all__ = ["OURS", "PAPERS", "average", "averages", "estimate", "extent", "last", "papers_average", "stretch"]
 
+OURS = {"color": "0.3", "marker": "o", "markersize": 5, "linestyle": "none"}  # marks, as arguments of ``plot``
+PAPERS = {"color": "0.4", "marker": "D", "markersize": 4, "fillstyle": "none", "linestyle": "none"}
 _APART = {"x": 0.06, "y": 0.03}  # labels of ticks, as a part of the axis
 _TICKS = [99.5, 99, 98.5, 98, 97, 96, 95, 94, 92, 90, 85, 80, 70, 50, 10]
 

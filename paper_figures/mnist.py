@@ -5,7 +5,7 @@ import numpy as np
 from analysis.experiments.records import Record
 from analysis.experiments.style import appearance
 from paper_figures import mnist_table
-from paper_figures.accuracy import averages, extent, papers_average, stretch
+from paper_figures.accuracy import OURS, PAPERS, averages, extent, papers_average, stretch
 from paper_figures.curves import BOOTSTRAP, Curve, median_interval, methods
 from paper_figures.product import Product
 from paper_figures.sheet import draw_curve, keys_of, sheet
@@ -14,15 +14,13 @@ from paper_figures.studies import stated
 __all__ = ["STUDIES", "make"]
 
 STUDIES = ("mnist",)
-_MEAN = {"color": "0.3", "marker": "o", "markersize": 5, "linestyle": "none"}
-_PAPER = {"color": "0.4", "marker": "D", "markersize": 4, "fillstyle": "none", "linestyle": "none"}
 
 
 def make(records: dict[str, list[Record]]) -> Product:
     """The figure from MNIST's records."""
     runs = records["mnist"]
     compared, caption = methods(runs), _caption(runs)
-    keys = keys_of(compared) | {"right panel": {"mean over the seeds (|)": _MEAN, "paper: LeNet5, 20 epochs": _PAPER}}
+    keys = keys_of(compared) | {"right panel": {"mean over the seeds (|)": OURS, "paper: LeNet5, 20 epochs": PAPERS}}
     figure, axes = sheet(1, (0.55, 0.6, 1.5), keys, caption, width=11, panel_height=2.9)
     accuracy = [_curve("test accuracy (%)", method, 100 * method.values("accuracy")) for method in compared]
     loss = [_curve("training loss", method, method.values("loss")) for method in compared]
@@ -51,9 +49,9 @@ def _compare(axis, compared):
         values = averages(method)
         color = appearance(method.config)["color"]
         axis.plot(values, np.full(len(values), y), "|", color=color, markersize=7)
-        axis.plot(values.mean(), y, **(_MEAN | {"color": color}))
+        axis.plot(values.mean(), y, **(OURS | {"color": color}))
         if (papers := papers_average(method)) is not None:
-            axis.plot(papers.value, y, **_PAPER)
+            axis.plot(papers.value, y, **PAPERS)
     axis.set(title="test accuracy averaged over the epochs (%)", yticks=range(len(compared)))
     axis.set_yticklabels([method.name for method in compared])
     axis.invert_yaxis()

@@ -5,7 +5,7 @@ import numpy as np
 from analysis.experiments.records import Record
 from analysis.experiments.style import appearance
 from paper_figures import table1_table
-from paper_figures.accuracy import average, extent, papers_average, stretch
+from paper_figures.accuracy import OURS, PAPERS, average, extent, papers_average, stretch
 from paper_figures.curves import BOOTSTRAP, Curve, median_interval, methods
 from paper_figures.product import Product
 from paper_figures.sheet import draw_curve, keys_of, sheet
@@ -14,8 +14,6 @@ from paper_figures.studies import stated
 __all__ = ["STUDIES", "make"]
 
 STUDIES = ("lenet5",)
-_OURS = {"color": "0.3", "marker": "o", "markersize": 5, "linestyle": "none"}
-_PAPER = {"color": "0.4", "marker": "D", "markersize": 4, "fillstyle": "none", "linestyle": "none"}
 _APART = 0.17  # of the two marks in a row
 
 
@@ -23,7 +21,7 @@ def make(records: dict[str, list[Record]]) -> Product:
     """The figure from LeNet5's records."""
     runs = records["lenet5"]
     compared, caption = methods(runs), _caption(runs)
-    keys = keys_of(compared) | {"right panel": {"ours: mean ± std": _OURS, "paper: mean ± std": _PAPER}}
+    keys = keys_of(compared) | {"right panel": {"ours: mean ± std": OURS, "paper: mean ± std": PAPERS}}
     figure, axes = sheet(1, (0.55, 2.15), keys, caption, width=12, panel_height=3.1)
     curves = [_curve(method) for method in compared if table1_table.in_column(method)]
     for curve in curves:
@@ -45,9 +43,9 @@ def _compare(axis, compared):
     """The averages and the paper's, each with its standard deviation over the seeds."""
     means = []
     for y, method in enumerate(compared):
-        marks = [(average(method), -_APART, _OURS | {"color": appearance(method.config)["color"]})]
+        marks = [(average(method), -_APART, OURS | {"color": appearance(method.config)["color"]})]
         if (paper := papers_average(method)) is not None:
-            marks.append((paper, _APART, _PAPER))
+            marks.append((paper, _APART, PAPERS))
         for (mean, std), shift, look in marks:
             means.append(mean)
             axis.errorbar(mean, y + shift, xerr=np.nan_to_num(std), elinewidth=1, **look)

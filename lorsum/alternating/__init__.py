@@ -13,6 +13,7 @@ from numpy.linalg import LinAlgError
 
 from lorsum._arrays import as_array, computing_dtype, is_finite, namespace_of, zeros_like
 from lorsum._operators import check_adjoints, is_operator
+from lorsum._sums import require_finite
 from lorsum.alternating.array_api import by_array_code, qr_half_step
 from lorsum.alternating.numba import by_kernels
 from lorsum.alternating.plan import Plan, planned
@@ -26,7 +27,7 @@ from lorsum.alternating.problem import (
     as_reg,
     simplified,
 )
-from lorsum.lowrank import LowRank, LowRankSum, as_sum, require_finite
+from lorsum.lowrank import LowRank, LowRankSum, MatrixLike, as_sum
 from lorsum.typing import RNG, Array, Factor, Scalar
 
 __all__ = ["Iterate", "least_squares_factor", "lorsum", "lorsums", "solution"]
@@ -44,7 +45,7 @@ class Iterate(NamedTuple):
 
 
 def lorsum(
-    target: Any,
+    target: MatrixLike,
     *,
     init: LowRank | None = None,
     iters: int = 1,
@@ -92,10 +93,13 @@ def lorsum(
     method : {"auto", "direct", "coefficients"}
         ``"direct"`` multiplies by all factors of ``target`` at each half-step. ``"coefficients"`` compresses the
         stacked factors once and iterates on small matrices, so that iterations cost next to nothing. ``"auto"`` takes
-        what costs fewer operations (see Notes). The iterates are the same up to rounding.
+        what costs less: :func:`plan` tells which, and :class:`Plan` by what count. The iterates are the same up to
+        rounding.
     solver : {"auto", "qr", "gram"}
-        ``"qr"`` orthogonalises, and loses no digits to the conditioning of the factors; ``"gram"`` solves with the Gram
-        matrix, which squares it, as the paper does. ``"auto"`` is ``"qr"``.
+        ``"qr"`` always orthogonalises, and loses no digits to the conditioning of the factors. ``"gram"`` always solves
+        with the Gram matrix, which squares it, as the paper does. ``"auto"`` loses less than two digits: on NumPy
+        arrays it takes the Cholesky factor of the Gram matrix where that holds, and orthogonalises elsewhere; in other
+        array libraries it orthogonalises.
     gauge : {"paper", "balanced"}
         The factors of the result: those of the formulas above, or the same matrix as U√s and V√s (see
         :meth:`LowRank.balanced`), for a matrix whose factors live on from step to step.
@@ -130,6 +134,7 @@ def lorsum(
 
     See Also
     --------
+    plan : Which way a call is computed, and what it costs.
     truncated_svd : The limit of λ = 0 and many iterations, computed exactly.
     gap : How far a result is from it.
 
@@ -142,18 +147,13 @@ def lorsum(
 
     On NumPy arrays the iteration runs in Numba kernels, which are compiled at the first call (some ten seconds, once on
     a machine: they are cached). Half a step reads each factor once, in blocks that stay in cache; nothing is copied but
-    small terms. The coefficients are those of the factors themselves, by the Gram matrices of both sides, where these
-    lose less than two digits, and else by a QR of the stacked factors, as for other array libraries. Where columns are
-    dependent to rounding, the general path takes over. Results are the same up to rounding.
+    small terms. Kernels take real numbers of one precision and at most one dense term, with ``solver="auto"`` and
+    without ``callback``, ``simultaneous`` and ``accelerate``; where columns are dependent to rounding they give up, and
+    the operations of the array library take over, as for everything else. Results are the same up to rounding.
 
-    For m × n matrices and a sum of stacked rank R, ``"auto"`` counts multiplications at equal speed, as measured: K (m
-    + n) (4Rr + 6r²) for the direct method against (m + n) (0.9R² + 40R + 2Rr) + 100R² + 10K R²r by Gram matrices, or 6
-    (m + n) R² + 2R³ + 2 (m + n) Rr + K (8R²r + 12Rr²) by QR, which needs R < min(m, n).
-
-    With metrics, algorithm 2 of [2]_ is corrected so that a zero gradient is a fixed point: it is LoRSum on
-    L_Uᵀ W L_V, with M = L Lᵀ, and the proximal term is weighted alike.
-
-    The proximal term is that of Listing 1 and equation 7 of [2]_; line 5 of Algorithm 2 misses a λI.
+    Two formulas of [2]_ are corrected here. Line 5 of Algorithm 2 misses a λI: the proximal term is that of its Listing
+    1 and equation 7. With metrics, Algorithm 2 moves where the gradient is zero; here that is a fixed point, as LoRSum
+    on L_Uᵀ W L_V, with M = L Lᵀ, and the proximal term weighted alike.
 
     References
     ----------
@@ -203,18 +203,21 @@ def lorsums(problems: Sequence[Problem]) -> list[LowRank]:
     -------
     list of LowRank
     """
-    plan = planned(*problems)
-    X = by_kernels(problems, plan) if len(problems) > 1 and plan.backend == "numba" else None
-    return [solution(problem, planned(problem)) for problem in problems] if X is None else X
+    if len(problems) > 1:
+        plan = planned(*problems)
+        X = by_kernels(problems, plan) if plan.backend == "numba" else None
+        if X is not None:
+            return X
+    return [solution(problem, planned(problem)) for problem in problems]
 
 
 def solution(problem: Problem, plan: Plan) -> LowRank:
     """The solution by the way that is planned, and by its fallback where the kernels give up."""
     simpler, back = simplified(problem)
     while plan.backend == "numba":
-        X = by_kernels((simpler,), plan)
-        if X is not None:
-            return X[0] if simpler is problem else _finite(back(X[0]), problem)
+        found = by_kernels((simpler,), plan)
+        if found is not None:  # and finite
+            return found[0] if simpler is problem else _finite(back(found[0]), problem)
         plan = plan.fallback()
     if problem.iters == 0 or isinstance(problem.init.U, np.ndarray):  # nothing is read, or NumPy would warn of it
         require_finite(target=problem.target, init=as_sum(problem.init))

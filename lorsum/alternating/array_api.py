@@ -3,22 +3,29 @@
 All sweeps start with U; :func:`by_array_code` hands them the transposed problem where V comes first.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 from array_api_compat import is_numpy_array
 
 from lorsum._arrays import column_sizes, conj, eye_like, namespace_of
 from lorsum._decompositions import orthogonalised, qr, solve
-from lorsum.alternating.problem import is_zero
+from lorsum.alternating.plan import Plan
+from lorsum.alternating.problem import Problem, is_zero
 from lorsum.lowrank import LowRank, LowRankSum
 from lorsum.svd import truncated_svd
+from lorsum.typing import Array, Scalar
 
 __all__ = ["by_array_code", "compressed", "gram_half_step", "qr_half_step"]
 
+Observer: TypeAlias = Callable[[int, LowRank], None]
+HalfStep: TypeAlias = Callable[[LowRankSum, Array, Array, Scalar], Array]
 
-def by_array_code(problem, plan, observe):
+
+def by_array_code(problem: Problem, plan: Plan, observe: Observer) -> LowRank:
     """The solution of a problem; ``observe`` is called with k and the k-th iterate."""
     W, X0, reg = problem.target, problem.init, problem.reg
     if plan.way == "QR coefficients":
@@ -32,7 +39,7 @@ def by_array_code(problem, plan, observe):
     return expanded(X) if plan.way == "QR coefficients" else X
 
 
-def _sweep(problem):
+def _sweep(problem: Problem) -> Callable[[LowRankSum, LowRank, int, Scalar, Observer], LowRank]:
     """The one of the four sweeps below that the options ask for."""
     if problem.accelerate == "krylov":
         return krylov
@@ -47,7 +54,7 @@ def _sweep(problem):
 # --- sweeps ---
 
 
-def alternating(W, X0, iters, reg, observe, half_step):
+def alternating(W: LowRankSum, X0: LowRank, iters: int, reg: Scalar, observe: Observer, half_step: HalfStep) -> LowRank:
     """Equations 4 and 5: each factor from the newest other one."""
     (U, V), (U0, V0) = X0, X0
     observe(0, X0)
@@ -58,7 +65,9 @@ def alternating(W, X0, iters, reg, observe, half_step):
     return LowRank._of(U, V)
 
 
-def simultaneous(W, X0, iters, reg, observe, half_step):
+def simultaneous(
+    W: LowRankSum, X0: LowRank, iters: int, reg: Scalar, observe: Observer, half_step: HalfStep
+) -> LowRank:
     """Algorithm 2 as printed: both factors from the last iterate."""
     (U, V), (U0, V0) = X0, X0
     observe(0, X0)
@@ -68,7 +77,7 @@ def simultaneous(W, X0, iters, reg, observe, half_step):
     return LowRank._of(U, V)
 
 
-def orthogonal(W, X0, iters, reg, observe):
+def orthogonal(W: LowRankSum, X0: LowRank, iters: int, reg: Scalar, observe: Observer) -> LowRank:
     """Equations 4 and 5 with λ = 0, as orthogonal iteration: U ← W V for orthonormal columns of V, and so on.
 
     The factors of the equations are U S and V T with T = S⁻ᵀ, the same matrix. The iteration never multiplies by S and
@@ -84,7 +93,7 @@ def orthogonal(W, X0, iters, reg, observe):
     return _factors_of_the_formula(U, S, V, T)
 
 
-def krylov(W, X0, iters, reg, observe):
+def krylov(W: LowRankSum, X0: LowRank, iters: int, reg: Scalar, observe: Observer) -> LowRank:
     """Block Golub–Kahan bidiagonalisation: the best low-rank approximation in the span of all iterates.
 
     Q is an orthonormal basis of all left iterates. Each of its blocks is multiplied by Wᵀ anyway, so that P = Wᵀ Q̄
@@ -105,7 +114,7 @@ def krylov(W, X0, iters, reg, observe):
     return X
 
 
-def _extended(Q, X):
+def _extended(Q: Array, X: Array) -> tuple[Array, Array]:
     """An orthonormal basis of Q's and X's columns, and its new part; columns that bring nothing new become zero."""
     xp = namespace_of(Q)
     X = X[..., : min(X.shape[-1], Q.shape[-2] - Q.shape[-1])]  # no more directions than there are
@@ -117,14 +126,14 @@ def _extended(Q, X):
     return _beside(Q, X), X
 
 
-def _beside(A, B):
+def _beside(A: Array, B: Array) -> Array:
     return namespace_of(A).concat([A, B], axis=-1)
 
 
 # --- half-steps: argmin ‖U Vᵀ − W‖² + λ‖U − U₀‖² over U ---
 
 
-def gram_half_step(W, V, U0, reg):
+def gram_half_step(W: LowRankSum, V: Array, U0: Array, reg: Scalar) -> Array:
     """U = (W V + λU₀) (VᵀV + λI)⁻¹ by the Gram matrix, as the paper and its Listing 1 solve it.
 
     V's columns are scaled by their sizes, or √λ where that is larger, so that no square leaves the range.
@@ -136,7 +145,7 @@ def gram_half_step(W, V, U0, reg):
     return solve(gram.mT, right.mT).mT / size
 
 
-def qr_half_step(W, V, U0, reg):
+def qr_half_step(W: LowRankSum, V: Array, U0: Array, reg: Scalar) -> Array:
     """The same by orthogonalising [V; √λI], which loses no digits to the conditioning of V."""
     if is_zero(reg):
         identity = eye_like(V.shape[-1], V)
@@ -149,7 +158,7 @@ def qr_half_step(W, V, U0, reg):
     return xp.where(lost, U0 @ C.mT, W.dot(conj(B)) + reg**0.5 * (U0 @ conj(B_ridge))) @ C_inverse_T
 
 
-def _orthogonal_half_step(W, V, T, S, U0):
+def _orthogonal_half_step(W: LowRankSum, V: Array, T: Array, S: Array, U0: Array) -> tuple[Array, ...]:
     """The U, S, V and T after half a step from V and T; what V's null space leaves open is taken from U₀."""
     B, C, C_inverse_T, lost = orthogonalised(V)
     xp = namespace_of(B)
@@ -158,7 +167,7 @@ def _orthogonal_half_step(W, V, T, S, U0):
     return xp.where(lost, U0 @ T.mT, W.dot(conj(B))), S, B, T
 
 
-def _factors_of_the_formula(U, S, V, T):
+def _factors_of_the_formula(U: Array, S: Array, V: Array, T: Array) -> LowRank:
     """(U S, V T) where rounding these costs at most two digits; else (U, V), the same matrix without the loss.
 
     The rounding error of the product is at most ε |U| (|S| |T|ᵀ) |V|ᵀ: a Skeel condition number, blind to column
@@ -177,7 +186,7 @@ def _factors_of_the_formula(U, S, V, T):
 # --- coefficients ---
 
 
-def compressed(W, X0):
+def compressed(W: LowRankSum, X0: LowRank) -> tuple[LowRankSum, LowRank, Callable[[LowRank], LowRank]]:
     """W and X₀ in orthonormal bases of all their factors: small matrices, and the way back.
 
     X₀ comes first in the QR, so that its triangle is what the QR of X₀ alone would give: no rounding error comes
@@ -194,10 +203,10 @@ def compressed(W, X0):
     return LowRankSum._of((core,), (1,)), cores[0], lambda X: LowRank._of(Qu @ X.U, Qv @ X.V)
 
 
-def _after(change, observe):
+def _after(change: Callable[[LowRank], LowRank], observe: Observer) -> Observer:
     """What observes iterates after a change of each."""
     return lambda k, X: observe(k, change(X))
 
 
-def _transposed(X):
+def _transposed(X: LowRank) -> LowRank:
     return X.T

@@ -8,16 +8,18 @@ from lorsum._arrays import library_of
 from lorsum._display import html_table, text_table
 from lorsum._numba import TERMS, may_compile
 from lorsum._operators import is_operator
-from lorsum.alternating.problem import Problem, as_problem
-from lorsum.lowrank import LowRank
+from lorsum.alternating.problem import Problem, all_terms, as_problem
+from lorsum.lowrank import LowRank, MatrixLike
 
 __all__ = ["Plan", "Size", "plan", "planned"]
 
 Way: TypeAlias = Literal["direct", "Gram coefficients", "QR coefficients"]
 Backend: TypeAlias = Literal["numba", "array API"]
 
+_COLUMNS = ("way", "multiplications")
 
-def plan(target: Any, **options: Any) -> "Plan":
+
+def plan(target: MatrixLike, **options: Any) -> "Plan":
     """Which way :func:`lorsum.lorsum` would compute, and what it would cost; nothing is computed.
 
     Parameters
@@ -85,8 +87,9 @@ class Plan(NamedTuple):
 
     @property
     def cost(self) -> dict[Way, float]:
-        """Multiplications for each matrix of a batch, by each way that is open."""
-        return self.size.cost(self.backend)
+        """Multiplications for each matrix of a batch, by the way that is taken and by the others that are open."""
+        ways = dict.fromkeys((self.way, "direct", self.size.coefficients(self.backend)))
+        return {way: self.size.cost(way) for way in ways if way is not None}
 
     def fallback(self) -> "Plan":
         """What takes over where the kernels give up."""
@@ -99,22 +102,20 @@ class Plan(NamedTuple):
         return _made(self.method, "array API", self.size, why)
 
     def __repr__(self) -> str:
-        return f"{self._title()}\n{text_table(self._columns, self._rows())}"
+        return f"{self._title()}\n{text_table(_COLUMNS, self._rows())}"
 
     def _repr_html_(self) -> str:
-        return html_table(self._title(), self._columns, self._rows())
-
-    _columns = ("way", "multiplications")
+        return html_table(self._title(), _COLUMNS, self._rows())
 
     def _title(self) -> str:
         return f"{self.way} in {'Numba kernels' if self.backend == 'numba' else 'array code'}: {self.why}"
 
     def _rows(self) -> list[tuple[Way, float]]:
-        return sorted(self.cost.items(), key=lambda item: item[0] != self.way)  # its own first
+        return list(self.cost.items())
 
 
 class Size(NamedTuple):
-    """What the cost of a problem depends on, or of several with terms in common."""
+    """What the cost of a problem depends on, or of several with terms in common; the formulas are :class:`Plan`'s."""
 
     m: int
     n: int
@@ -124,32 +125,23 @@ class Size(NamedTuple):
     terms: int  # all of them
     dense: int  # those that are not of low rank
 
-    def cost(self, backend: Backend) -> dict[Way, float]:
-        """Multiplications by each way that is open."""
+    def coefficients(self, backend: Backend) -> Way | None:
+        """The kind of coefficients that a backend may take, if any."""
         if backend == "numba":
-            together = len(self.ranks) > 1 and self.terms > TERMS
-            return {"direct": self.direct} if together else {"direct": self.direct, "Gram coefficients": self.by_gram}
-        small = self.dense == 0 and min(self.m, self.n) > self.R
-        return {"direct": self.direct, "QR coefficients": self.by_qr} if small else {"direct": self.direct}
+            return "Gram coefficients" if len(self.ranks) == 1 or self.terms <= TERMS else None
+        return "QR coefficients" if self.dense == 0 and min(self.m, self.n) > self.R else None
 
-    @property
-    def direct(self) -> float:
-        """Multiplications by all factors; for the formulas see the notes of :class:`Plan`."""
-        m, n, R, K = self.m, self.n, self.R, self.iters
-        return sum([K * (m + n) * (4 * R * r + 6 * r**2) + self.dense * 4 * K * m * n * r for r in self.ranks])
-
-    @property
-    def by_gram(self) -> float:
-        """Multiplications by way of the Gram matrices."""
-        m, n, K, r = self.m, self.n, self.iters, sum(self.ranks)
-        R = self.R + self.dense * min(m, n)
-        return (m + n) * (0.9 * R**2 + 40 * R + 2 * R * r) + 100 * R**2 + 10 * K * R**2 * r
-
-    @property
-    def by_qr(self) -> float:
-        """Multiplications by way of QR decompositions."""
-        m, n, R, K, r = self.m, self.n, self.R, self.iters, sum(self.ranks)
-        return 6 * (m + n) * R**2 + 2 * R**3 + 2 * (m + n) * R * r + K * (8 * R**2 * r + 12 * R * r**2)
+    def cost(self, way: Way) -> float:
+        """Multiplications for each matrix of a batch."""
+        m, n, R, ranks, K, _, dense = self
+        r = sum(ranks)
+        if way == "direct":
+            squares = r * r if len(ranks) == 1 else sum([rank * rank for rank in ranks])
+            return K * ((m + n) * (4 * R * r + 6 * squares) + dense * 4 * m * n * r)
+        if way == "QR coefficients":
+            return 6 * (m + n) * R**2 + 2 * R**3 + 2 * (m + n) * R * r + K * (8 * R**2 * r + 12 * R * r**2)
+        R += dense * min(m, n)
+        return (m + n) * (0.9 * R * R + 40 * R + 2 * R * r) + 100 * R * R + 10 * K * R * R * r
 
 
 def planned(*problems: Problem) -> Plan:
@@ -157,26 +149,33 @@ def planned(*problems: Problem) -> Plan:
 
     It depends on the options, and on shapes and dtypes, but on no number in the arrays.
     """
-    terms = {id(A): A for problem in problems for A in (problem.init, *problem.target.terms)}.values()
-    ranks = [A.U.shape[-1] for A in terms if type(A) is LowRank]
-    m, n = problems[0].init.shape[-2:]
-    wanted = tuple([problem.init.rank + problem.oversample for problem in problems])
-    size = Size(m, n, sum(ranks), wanted, problems[0].iters, len(terms), len(terms) - len(ranks))
+    asked, terms = problems[0], all_terms(problems)
+    R = dense = 0
+    for A in terms:
+        if type(A) is LowRank:
+            R += A.U.shape[-1]
+        else:
+            dense += 1
+    m, n = asked.init.shape[-2:]
+    ranks = tuple([problem.init.rank + problem.oversample for problem in problems])
+    size = Size(m, n, R, ranks, asked.iters, len(terms), dense)
     obstacle = _obstacle(problems, terms, size)
     if obstacle is None:
-        return _made(problems[0].method, "numba", size)
-    return _made(problems[0].method, "array API", size, obstacle)
+        return _made(asked.method, "numba", size)
+    return _made(asked.method, "array API", size, obstacle)
 
 
 def _made(method: str, backend: Backend, size: Size, why: str | None = None) -> Plan:
-    """The plan for a backend; what decided for the backend comes before what decided for the way."""
+    """The plan for a backend, and what decided for the backend or, where nothing stood against kernels, the way."""
     if method == "direct":
         return Plan("direct", backend, why or "`method` is 'direct'", method, size)
     if method == "coefficients":
-        coefficients: Way = "Gram coefficients" if backend == "numba" else "QR coefficients"
-        return Plan(coefficients, backend, why or "`method` is 'coefficients'", method, size)
-    cost = size.cost(backend)
-    return Plan(min(cost, key=cost.__getitem__), backend, why or "it costs least", method, size)
+        asked: Way = "Gram coefficients" if backend == "numba" else "QR coefficients"
+        return Plan(asked, backend, why or "`method` is 'coefficients'", method, size)
+    way = size.coefficients(backend)
+    if way is None or size.cost(way) >= size.cost("direct"):
+        way = "direct"
+    return Plan(way, backend, why or "it costs least", method, size)
 
 
 def _obstacle(problems: tuple[Problem, ...], terms: Any, size: Size) -> str | None:
@@ -192,10 +191,8 @@ def _obstacle(problems: tuple[Problem, ...], terms: Any, size: Size) -> str | No
         return "`iters` is 0"
     for A in terms:
         array = A.U if type(A) is LowRank else A
-        if is_operator(array):
-            return "a term is an operator"
         if type(array) is not np.ndarray:
-            return f"arrays are of {library_of(array)}"
+            return "a term is an operator" if is_operator(array) else f"arrays are of {library_of(array)}"
         if array.dtype.kind != "f":
             return "numbers are complex"
     if size.dense > 1:
@@ -204,7 +201,7 @@ def _obstacle(problems: tuple[Problem, ...], terms: Any, size: Size) -> str | No
         if type(problem.reg) is not float:
             return "`reg` is traced"
         for c in problem.target.coefficients:
-            if not isinstance(c, (int, float)):
+            if type(c) is not float and not isinstance(c, (int, float)):
                 return "a coefficient is complex, or traced"
     if len(problems) > 1 and not _may_share(problems, terms, size):
         return "the problems have too little in common"

@@ -1,6 +1,6 @@
 """What :func:`lorsum.lorsum` is asked: every check of its arguments, and simpler problems with the same solution."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from lorsum._arrays import (
@@ -17,12 +17,24 @@ from lorsum._arrays import (
     scale_of,
     zeros_like,
 )
-from lorsum.lowrank import LowRank, LowRankSum, as_sum, check_addable, require_finite_coefficients
+from lorsum._linear import check_addable
+from lorsum._sums import require_finite_coefficients, stacked
+from lorsum.lowrank import LowRank, LowRankSum, MatrixLike, as_sum
 from lorsum.metrics import whitened
 from lorsum.svd import truncated_svd
 from lorsum.typing import RNG, Factor, Scalar
 
-__all__ = ["Problem", "as_problem", "as_reg", "check_choices", "check_init", "is_zero", "result_dtype", "simplified"]
+__all__ = [
+    "Problem",
+    "all_terms",
+    "as_problem",
+    "as_reg",
+    "check_choices",
+    "check_init",
+    "is_zero",
+    "result_dtype",
+    "simplified",
+]
 
 Method: TypeAlias = Literal["auto", "direct", "coefficients"]
 Solver: TypeAlias = Literal["auto", "qr", "gram"]
@@ -58,7 +70,7 @@ class Problem(NamedTuple):
 
 
 def as_problem(
-    target: Any,
+    target: MatrixLike,
     init: LowRank | None = None,
     iters: int = 1,
     reg: Scalar = 0.0,
@@ -167,6 +179,14 @@ def result_dtype(target: LowRankSum, init: LowRank) -> Any:
     return dtype
 
 
+def all_terms(problems: Sequence[Problem]) -> Sequence[Any]:
+    """The starts and the terms of all problems, those that they have in common once."""
+    if len(problems) == 1:
+        init, terms = problems[0].init, problems[0].target.terms
+        return terms if init is terms[0] else (init, *terms)
+    return [*{id(A): A for problem in problems for A in (problem.init, *problem.target.terms)}.values()]
+
+
 # --- simpler problems ---
 
 
@@ -179,7 +199,7 @@ def simplified(problem: Problem) -> tuple[Problem, Callable[[LowRank], LowRank]]
     target, init = problem.target, problem.init
     dtype = result_dtype(target, init)
     computing = computing_dtype(namespace_of(init.U), dtype)
-    W, X0 = target.astype(computing), init.astype(computing)
+    W, X0 = target.astype(computing), init if init.dtype == computing else init.astype(computing)
     if W is target and X0 is init and problem.metric is None and not problem.oversample:
         return problem, LowRank.balanced if problem.gauge == "balanced" else _same
     if init is target.terms[0]:
@@ -205,7 +225,7 @@ def _with_more_columns(W: LowRankSum, X0: LowRank, p: int, first: Factor, rng: R
     used, other = (X0.V, X0.U) if first == "U" else (X0.U, X0.V)
     xp = namespace_of(used)
     if W.is_factored:
-        stack = W.stacked()[1 if first == "U" else 0]
+        stack = stacked(W)[1 if first == "U" else 0]
         extra = stack / scale_of(stack) @ normal((stack.shape[-1], p), stack, rng)
     else:
         extra = xp.broadcast_to(normal((used.shape[-2], p), used, rng), (*used.shape[:-1], p))

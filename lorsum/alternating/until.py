@@ -16,11 +16,13 @@ from lorsum._arrays import (
 )
 from lorsum._decompositions import svdvals
 from lorsum._display import dtype_name
+from lorsum._sums import namespace_of_sum, require_finite
 from lorsum.alternating import lorsum
 from lorsum.alternating.array_api import compressed
-from lorsum.alternating.problem import check_init, result_dtype
+from lorsum.alternating.problem import Acceleration, check_init, result_dtype
 from lorsum.diagnostics import Gap, gap
-from lorsum.lowrank import LowRank, as_sum, require_finite
+from lorsum.lowrank import LowRank, LowRankSum, MatrixLike, as_sum
+from lorsum.typing import RNG, Array
 
 __all__ = ["Certified", "lorsum_until"]
 
@@ -45,7 +47,15 @@ class Certified(NamedTuple):
     iters: int
 
 
-def lorsum_until(target, tol, *, init=None, max_iters=1000, accelerate=None, rng=0):
+def lorsum_until(
+    target: MatrixLike,
+    tol: float,
+    *,
+    init: LowRank | None = None,
+    max_iters: int = 1000,
+    accelerate: Acceleration | None = None,
+    rng: RNG = 0,
+) -> Certified:
     """Alternating updates until the excess over the best approximation is certified to be below a tolerance.
 
     Parameters
@@ -101,7 +111,7 @@ def lorsum_until(target, tol, *, init=None, max_iters=1000, accelerate=None, rng
     tol, max_iters = _checked(target, init, tol), as_count(max_iters, "max_iters", least=1)
 
     dtype = result_dtype(target, init)
-    computing = computing_dtype(target.namespace, dtype)
+    computing = computing_dtype(namespace_of_sum(target), dtype)
     W, X, expanded = compressed(target.astype(computing), init.astype(computing))
     core = W.to_dense()
     largest = _largest_error(core, X.rank, tol)
@@ -119,7 +129,7 @@ def lorsum_until(target, tol, *, init=None, max_iters=1000, accelerate=None, rng
         )
     X = expanded(X).astype(dtype) if done else init.astype(dtype)
     measured = gap(X, target)
-    rounding = _rounding(core, eps(target.namespace, dtype))
+    rounding = _rounding(core, eps(namespace_of_sum(target), dtype))
     as_good_as_exact = measured.optimal <= rounding and measured.error <= rounding
     if measured.excess > tol and not as_good_as_exact:
         raise LinAlgError(
@@ -128,23 +138,23 @@ def lorsum_until(target, tol, *, init=None, max_iters=1000, accelerate=None, rng
     return Certified(X, measured, done)
 
 
-def _largest_error(core, rank, tol):
+def _largest_error(core: Array, rank: int, tol: float) -> float:
     """(1 + tol) times the Eckart–Young optimum, and what rounding adds to any measured error."""
     xp, s = namespace_of(core), svdvals(core)
     return (1 + tol) * as_float(frobenius(s[None, rank:])) + _rounding(core, eps(xp, core.dtype))
 
 
-def _rounding(core, unit):
+def _rounding(core: Array, unit: float) -> float:
     """What rounding adds to a measured error, for numbers of that unit roundoff: a few of them also where R = 1."""
     return 2 * (max(core.shape) + 8) * unit * as_float(frobenius(core))
 
 
-def _stands_still(errors):
+def _stands_still(errors: list[float]) -> bool:
     """True if the last iterations brought next to nothing."""
     return len(errors) > PATIENCE and errors[-1] > (1 - 1e-3) * errors[-1 - PATIENCE]
 
 
-def _checked(target, init, tol):
+def _checked(target: LowRankSum, init: LowRank, tol: float) -> float:
     """The tolerance as a float, after a look at all that is not its own check."""
     if not target.is_factored or len(target.shape) > 2:
         raise ValueError("`target` has a term that is no LowRank, or is a batch; one sum of low-rank terms is needed.")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from lorsum._arrays import as_array, common_namespace, computing_dtype, conj, namespace_of
+from lorsum._sums import arrays_of
 from lorsum.lowrank import LowRank, as_sum
 from lorsum.optim._options import (
     check_options,
@@ -197,7 +198,7 @@ def checked_gradient(W: Any, G: Any) -> Any:
         raise ValueError(f"`G` has shape {tuple(G.shape)} and `W` {tuple(W.shape)}: they must be equal.")
     if isinstance(W, LowRank):
         G = as_sum(G, "G")
-        arrays = G.arrays() or [W.U]
+        arrays = [*arrays_of(G).values()] or [W.U]
         dtype = computing_dtype(common_namespace(W=W.U, G=arrays[0]), W.dtype)
         _refuse_complex(W, G)
         return G.astype(dtype)

@@ -6,8 +6,10 @@ import numpy as np
 
 from lorsum._arrays import as_rank, conj, eps, is_scalar, namespace_of
 from lorsum._decompositions import qr, svd
+from lorsum._linear import check_addable
+from lorsum._sums import compressed, require_finite
 from lorsum.diagnostics import _in_double
-from lorsum.lowrank import LowRank, LowRankSum, as_sum, check_addable, require_finite
+from lorsum.lowrank import LowRank, LowRankSum, as_sum
 from lorsum.typing import Array, Matrix
 
 __all__ = ["APosterioriBounds", "a_posteriori_bounds"]
@@ -155,7 +157,7 @@ def _rotation(b: Array, coupling: Array, known: float) -> tuple[Array, float]:
 
 def _spectral_norm_bound(A: LowRankSum) -> float:
     """An upper bound of ‖A‖₂: the Schatten norm of order 2^(SQUARINGS + 2), from a Gram matrix squared repeatedly."""
-    C = A.compressed()[1] if A.is_factored else A.to_dense()
+    C = compressed(A)[1] if A.is_factored else A.to_dense()
     xp = namespace_of(C)
     scale = float(xp.linalg.matrix_norm(C)) or 1.0
     C = C / scale

@@ -133,7 +133,7 @@ def multiple_of_captured(adapter: Adapter, W: LowRank, G: Any) -> float:
     return inner / squares if squares > 0 else 1.0
 
 
-def _both(adapter: Adapter, W: LowRank, G: Any) -> Iterator[tuple]:
+def _both(adapter: Adapter, W: LowRank, G: Any) -> Iterator[tuple[str, Any, Any, Any]]:
     """For A and B: the letter, ``.grad``, the product of G with the other factor that it should be, and that factor."""
     U, V = to_arrays(W)
     with np.errstate(all="ignore"):  # BLAS kernels set flags for numbers beside the matrices

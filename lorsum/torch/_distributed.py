@@ -69,7 +69,9 @@ class MeanGradients:
 
     unchecked = False  # c would show if they were not what .grad comes from
 
-    def __init__(self, captures: list, group: Any = None, seed: int = 0, missing: Literal["skip", "error"] = "skip"):
+    def __init__(
+        self, captures: list[Any], group: Any = None, seed: int = 0, missing: Literal["skip", "error"] = "skip"
+    ):
         self.group, self.traffic = group, dict[str, Traffic]()
         device = captures[0].adapter.B.device
         told = torch.tensor([_report(capture, seed) for capture in captures], dtype=torch.float64, device=device)

@@ -29,7 +29,7 @@ class Group:
         self.adapters: list[TrainedAdapter] = []
         self.dense, self._has_adapters = dense, has_adapters
         self._rules: tuple[Any, Any] | None = None
-        self._options: dict = {}  # that they were made of
+        self._options: dict[str, Any] = {}  # that they were made of
 
     def rules(self, classes: RuleClasses, options: dict[str, Any]) -> tuple[Any, Any]:
         """The rules of its adapters and of its other parameters, with the options that it has now."""

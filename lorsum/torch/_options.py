@@ -64,7 +64,7 @@ def options_of(rule: Any) -> dict[str, Any]:
     return {field.name: getattr(rule, field.name) for field in dataclasses.fields(rule)}
 
 
-def structure_of(rule: Any) -> tuple:
+def structure_of(rule: Any) -> tuple[Any, ...]:
     """What the structure of a rule's state may depend on: its options, of numbers whether they are used at all."""
     return type(rule), *map(_used, options_of(rule).values())
 

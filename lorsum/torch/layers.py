@@ -36,8 +36,8 @@ class _LoRALayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The base's output, and the adapter's."""
-        base = self.base(x)
-        adapted = self.lora_B(self.lora_A(self.dropout(x.to(self.lora_A.weight.dtype))))
+        base: Tensor = self.base(x)
+        adapted: Tensor = self.lora_B(self.lora_A(self.dropout(x.to(self.lora_A.weight.dtype))))
         if self.scaling != 1:
             adapted = self.scaling * adapted
         return base + adapted.to(base.dtype)
@@ -46,13 +46,15 @@ class _LoRALayer(nn.Module):
     def weight(self) -> Tensor:
         """The base's weight with the adapter in it."""
         A, B = self.lora_A.weight, self.lora_B.weight
-        BA = (B.reshape(B.shape[0], -1) @ A.reshape(A.shape[0], -1)).reshape(self.base.weight.shape)
-        return self.base.weight + (self.scaling * BA).to(self.base.weight.dtype)
+        base: Tensor = self.base.weight
+        BA = (B.reshape(B.shape[0], -1) @ A.reshape(A.shape[0], -1)).reshape(base.shape)
+        return base + (self.scaling * BA).to(base.dtype)
 
     @property
     def bias(self) -> Tensor | None:
         """The base's bias."""
-        return self.base.bias
+        bias: Tensor | None = self.base.bias
+        return bias
 
     @torch.no_grad()
     def merged(self) -> Any:
@@ -248,7 +250,7 @@ def add_lora(
     return model
 
 
-def _target(targets: Any) -> Callable[[str, nn.Module], bool]:
+def _target(targets: str | Iterable[str] | Callable[[str, nn.Module], bool] | None) -> Callable[[str, nn.Module], bool]:
     if targets is None:
         return lambda name, module: type(module) is nn.Linear
     if callable(targets):
@@ -258,10 +260,13 @@ def _target(targets: Any) -> Callable[[str, nn.Module], bool]:
 
 
 def _adapted(name: str, module: Any, rank: int, options: dict[str, Any]) -> nn.Module:
-    layers: tuple[tuple[Any, Any], ...] = ((nn.Linear, LoRALinear), (nn.Conv2d, LoRAConv2d))
-    for kind, layer in layers:
-        if isinstance(module, kind):
-            return layer(module, min(rank, module.weight.shape[0], module.weight[0].numel()), **options)
+    if isinstance(module, (nn.Linear, nn.Conv2d)):
+        rank = min(rank, module.weight.shape[0], module.weight[0].numel())
+        return (
+            LoRALinear(module, rank, **options)
+            if isinstance(module, nn.Linear)
+            else LoRAConv2d(module, rank, **options)
+        )
     raise ValueError(f"`targets` means `{name}`, a {type(module).__name__}; a Linear or a Conv2d is needed.")
 
 

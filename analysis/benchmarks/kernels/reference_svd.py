@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 import lorsum as ls
+from lorsum._sums import stacked
 
 __all__ = ["Accuracy", "ReferenceSVD", "as_accurate", "reference_svd"]
 
@@ -51,7 +52,7 @@ def reference_svd(
 ) -> ReferenceSVD:
     """The truncated SVD of W = Σ cᵢ Aᵢ, by orthogonal iteration from the first term until nothing moves."""
     target = target.astype(np.float64)
-    U, V = target.stacked()
+    U, V = stacked(target)
     norm = float(np.sqrt(np.sum((U.T @ U) * (V.T @ V))))
     adjoint, Q = target.T, np.linalg.qr(target.terms[0].U)[0]
     for _ in range(max_iterations):

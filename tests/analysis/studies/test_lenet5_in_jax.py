@@ -119,12 +119,12 @@ def with_pytorchs_draws(config, trained, optimizer):
     """The optimizer's state with the random factors that PyTorch's momentum starts with."""
     params, state = trained
     adapters = (leaf for leaf in jax.tree.leaves(params, is_leaf=is_low_rank) if is_low_rank(leaf))
-    numbers = (optimizer._number_of[adapter.B] for adapter in optimizer.adapters)
+    seeds = (known.seed for known in optimizer._adapters)
 
     def drawn(leaf):
         if not is_low_rank(leaf):
             return leaf
-        rng = np.random.default_rng([optimizer.seed, next(numbers)])
+        rng = np.random.default_rng(next(seeds))
         return rule_of(config).init(next(adapters), rng=rng).M
 
     return params, jax.tree.map(drawn, state, is_leaf=is_low_rank)
