@@ -20,7 +20,7 @@ from lorsum._decompositions import svdvals
 from lorsum._display import dtype_name, html_table, shape_text, sign_and_size, storage_rows, term_text
 from lorsum._linear import Linear, an_array, check_addable, is_array_like
 from lorsum._operators import as_operator, is_operator, is_sparse
-from lorsum.typing import Array, Scalar
+from lorsum.typing import Array, Matrix, Scalar
 
 __all__ = ["LowRank", "LowRankSum", "MatrixLike", "as_sum"]
 
@@ -221,6 +221,8 @@ class LowRankSum(Linear):
     """
 
     __slots__ = ("coefficients", "terms")
+    coefficients: tuple[Scalar, ...]
+    terms: tuple[Matrix, ...]
 
     def __init__(self, terms: Sequence[Any], coefficients: Sequence[Scalar] | None = None) -> None:
         terms = tuple(terms)
@@ -238,10 +240,10 @@ class LowRankSum(Linear):
             if not is_scalar(c):
                 raise TypeError(f"`coefficients[{i}]` is a {type(c).__name__}; a number is needed.")
             check_addable(sums[0], sum_)
-        self.terms: tuple[Any, ...] = tuple(sum_.terms[0] for sum_ in sums)
+        self.terms = tuple(sum_.terms[0] for sum_ in sums)
         like = an_array(sums[0])
         checked = [as_coefficient(c, like, f"coefficients[{i}]") for i, c in enumerate(coefficients)]
-        self.coefficients: tuple[Scalar, ...] = tuple(checked)
+        self.coefficients = tuple(checked)
 
     @classmethod
     def _of(cls, terms: tuple[Any, ...], coefficients: tuple[Scalar, ...]) -> "LowRankSum":
