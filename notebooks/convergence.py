@@ -196,7 +196,7 @@ plt.show()
 
 # %% [markdown]
 # λ, which is measured against $\sigma_r(W) = 1$ here, hardly touches the first iteration; after that the excess stays
-# at a floor that grows with λ². Badly conditioned factors cost nothing when one orthogonalises. The Gram matrix squares
+# at a limit that grows with λ². Badly conditioned factors cost nothing when one orthogonalises. The Gram matrix squares
 # their condition number: at κ = 10⁶ the iteration wanders about at a distance near ε κ² = 2·10⁻⁴.
 #
 # ## Rank, and the rank of the momentum
@@ -268,7 +268,7 @@ plt.show()
 #    $0.01\,\rho^{2K-1}$ with $\rho \approx (\eta\|G\|_2/\sigma_r(W))^2$. From a random start, or without a gap, they do
 #    not find the subspace.
 # 3. Without a gap the rate says little about the error, which is near its optimum long before the angle is small.
-# 4. λ > 0 ends the fall at a floor that grows with λ², the Gram matrix ends it at ε κ². The momentum's error is a
+# 4. λ > 0 ends the fall at a limit that grows with λ², the Gram matrix ends it at ε κ². The momentum's error is a
 #    matter of its rank, not of K.
 #
 # All of it is measured on random singular vectors and matrices of 300 × 200. What real gradients do to K is the

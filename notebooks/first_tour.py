@@ -17,8 +17,8 @@
 # A LoRA adapter is a matrix of low rank, $W = UV^\top$. A training step wants to move it to $W - \eta G$, whose rank
 # is higher, so something must round the sum back to rank $r$. The best rounding is the truncated SVD. `lorsum` asks
 # how close a few alternating least-squares updates come to it, without ever forming a matrix of full size, and
-# measures the answer exactly. This tour meets the nouns (`LowRank`, `LowRankSum`, `History`), the verbs (`lorsum`,
-# `truncated_svd`, `gap`) and, at the end, an update rule. It takes ten minutes.
+# measures the answer exactly. This tour meets the objects `LowRank`, `LowRankSum`, `History`, the functions `lorsum`,
+# `truncated_svd`, `gap` and, at the end, an update rule. It takes ten minutes.
 
 # %%
 import sys

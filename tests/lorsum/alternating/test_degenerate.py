@@ -1,4 +1,4 @@
-"""Every verb and option on degenerate matrices: of rank 0, without rows or columns, empty batches, zero and dependent
+"""Functions and options on degenerate matrices: of rank 0, without rows or columns, empty batches, zero and dependent
 factors. What comes out is compared with the truncated SVD, or is the error that the documentation names.
 """
 

@@ -38,9 +38,9 @@ def in_dtype(A, dtype):
     return LowRank(A.U.astype(dtype), A.V.astype(dtype))
 
 
-# --- verbs: each takes a matrix of shape (M, N) ---
+# --- functions: each takes a matrix of shape (M, N) ---
 
-VERBS = {
+FUNCTIONS = {
     "LowRank": ("U", lambda A: LowRank(A, np.ones((N, N)))),
     "LowRankSum": (r"terms\[0\]", lambda A: LowRankSum([A])),
     "from_factors": (r"factors\[0\]\[0\]", lambda A: LowRankSum.from_factors([(A, np.ones((N, M)))], [1.0])),
@@ -61,7 +61,7 @@ VERBS = {
     "append_columns": ("C", lambda A: ls.IncrementalSVD.zeros((M, N)).append_columns(A)),
     "from_matrix": ("A", lambda A: ls.IncrementalSVD.from_matrix(A, 1)),
 }
-every_verb = pytest.mark.parametrize(("name", "verb"), VERBS.values(), ids=VERBS)
+every_function = pytest.mark.parametrize(("name", "function"), FUNCTIONS.values(), ids=FUNCTIONS)
 
 REFUSED = {
     "longdouble": np.ones((M, N), np.longdouble),
@@ -77,18 +77,18 @@ REFUSED = {
 }
 
 
-@every_verb
+@every_function
 @pytest.mark.parametrize("kind", [kind for kind in REFUSED if kind != "table of text"])
-def test_what_is_not_made_of_numbers_is_refused_by_name(name, verb, kind):
+def test_what_is_not_made_of_numbers_is_refused_by_name(name, function, kind):
     with pytest.raises(TypeError, match=f"^`{name}` (has dtype|is a masked array).*(convert it|`.filled)"):
-        verb(REFUSED[kind])
+        function(REFUSED[kind])
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-@pytest.mark.parametrize("verb", [lambda A: W + A, lambda A: ls.lorsum(A, init=INIT), lambda A: LowRank(A, A)])
-def test_tables_are_looked_at_too(verb, kind):
+@pytest.mark.parametrize("function", [lambda A: W + A, lambda A: ls.lorsum(A, init=INIT), lambda A: LowRank(A, A)])
+def test_tables_are_looked_at_too(function, kind):
     with pytest.raises(TypeError, match=r"`(array|target|U)` "):
-        verb(REFUSED[kind])
+        function(REFUSED[kind])
 
 
 @pytest.mark.parametrize("x", [[[1.0, np.ma.masked]], [np.ma.array([1.0, 2.0])], ([1.0], [np.ma.masked])], ids=str)
@@ -103,8 +103,8 @@ def test_byte_orders_and_integers_are_converted(dtype):
     A = COUNTS.astype(dtype)
     native = A.astype(np.float64 if A.dtype.kind in "biu" else A.dtype.newbyteorder("="))
     for name in ("W + A", "lorsum", "truncated_svd", "gap", "principal_angles", "update", "append_rows", "W @ A"):
-        verb = VERBS[name][1]
-        actual, expected = verb(A), verb(native)
+        function = FUNCTIONS[name][1]
+        actual, expected = function(A), function(native)
         if isinstance(actual, LowRankSum):
             actual, expected = (actual.to_dense(),), (expected.to_dense(),)
         if isinstance(actual, ls.IncrementalSVD):
@@ -523,8 +523,8 @@ def test_an_operator_times_nothing():
 @pytest.mark.parametrize("A", [scipy.sparse.csr_array(np.eye(M, N)), aslinearoperator(np.eye(M, N)), W, None], ids=str)
 def test_factors_are_arrays(A):
     for name in ("LowRank", "principal_angles", "update", "lorsum metric" if A is not None else "append_rows"):
-        with pytest.raises(TypeError, match=f"`{VERBS[name][0]}` is a .*; an array is needed|is no array"):
-            VERBS[name][1](A)
+        with pytest.raises(TypeError, match=f"`{FUNCTIONS[name][0]}` is a .*; an array is needed|is no array"):
+            FUNCTIONS[name][1](A)
 
 
 D = np.random.default_rng(0).normal(size=(M, N))
