@@ -46,9 +46,10 @@ _NUMBERS = "real or complex numbers of up to double precision are needed"
 
 def namespace_of(*arrays):
     """The array-API namespace that the arrays belong to."""
-    if all(type(x) is np.ndarray for x in arrays):
-        return array_api_compat.numpy  # what array_namespace finds, without its cost
-    return array_namespace(*arrays)
+    for x in arrays:
+        if type(x) is not np.ndarray:
+            return array_namespace(*arrays)
+    return array_api_compat.numpy  # what array_namespace finds, without its cost
 
 
 def common_namespace(**arrays):

@@ -10,8 +10,8 @@ blocks of columns that stay in cache, and the next half-step's Z with it, so tha
 Where that is cheaper, Z comes from the Gram matrices of both sides instead, as Z = G P, and Y is formed at the end.
 
 K is the inverse of a Cholesky factor of XᵀX where the conditioning of X allows that at a loss of less than two digits;
-else X is orthogonalised first, at no loss. The kernels give up where columns are dependent to rounding: the caller then
-takes the general path, which has an answer for that too.
+else X is orthogonalised first, at no loss. The kernels give up where columns are dependent to rounding: array code then
+takes over, which has an answer for that too.
 """
 
 import numpy as np
@@ -31,7 +31,7 @@ SWEEPS = 30  # at the most: eight are the most that was seen
 # Condition numbers up to which ...
 HARMLESS = 10.0  # one Cholesky factor costs less than two digits
 ORTHONORMAL = 3.0  # one Cholesky factor in float64 costs less than one digit
-HARMLESS_GAUGE = 100.0  # what the change to the paper's factors may cost, see lorsum.alternating
+HARMLESS_FACTORS = 100.0  # the factors of the formula cost less than two digits, see lorsum.alternating.array_api
 TWO_PASSES_IN_DOUBLE = 30.0  # two Cholesky factors cost nothing
 TWO_PASSES_IN_SINGLE = 1e4
 DEPENDENT = 1e13  # columns are independent
@@ -164,7 +164,11 @@ def _iterate(ends, c, first_row, dense, iters, reg, balance, blas):
     (Xs, G, X), (Ys, H, Y) = ends
     R, r, one, by_gram = len(c), len(X), np.eye(len(X)), len(G) > 0
     D, weight, upright = dense
-    T, N, last = one, one, one  # X T is the paper's factor, N = T⁻ᵀ, and in the end Y has to be multiplied by ``last``
+    T, N, last = (
+        one,
+        one,
+        one,
+    )  # X T is the formula's factor, N = T⁻ᵀ, and in the end Y has to be multiplied by ``last``
     X[:], P = Xs[0][0][first_row : first_row + r], np.eye(R, r, -first_row)
     Z, gram, spread = _products_by_gram(G, P) if by_gram else (_products(Xs, X, R, blas), _gram_of(X, blas), 1.0)
     for half in range(2 * iters):
@@ -188,7 +192,7 @@ def _iterate(ends, c, first_row, dense, iters, reg, balance, blas):
             P, Q = P @ transposed(K), Q @ transposed(K)
         else:
             other, T, N, last = T, transposed(K) @ N, C @ T, K
-            if final and not balance and _cost_of_gauge(T, N) <= HARMLESS_GAUGE:
+            if final and not balance and _cost_of_factors(T, N) <= HARMLESS_FACTORS:
                 PT = P @ T
                 if _underflow_left(PT, P, T, X):
                     return False
@@ -463,7 +467,7 @@ def _weighted(c, Z):
 
 
 @kernel(fastmath={"reassoc"})
-def _cost_of_gauge(T, N):
+def _cost_of_factors(T, N):
     """The largest row sum of |T| |N|ᵀ."""
     largest = 0.0
     for a in range(len(T)):

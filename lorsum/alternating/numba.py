@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ def by_kernels(problems: Sequence[Problem], plan: Plan) -> list[LowRank] | None:
     if count == 1 or iters * _multiplications(terms, D, ranks) <= WORTH_A_THREAD:
         ok = kernels.alternating(*arguments, 0, count)
     else:
-        ok = all(_in_threads(lambda first, last: kernels.alternating(*arguments, first, last), count))
+        ok = all(_in_threads(partial(kernels.alternating, *arguments), count))
     if not ok:
         return None
     if not batch:
