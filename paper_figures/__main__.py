@@ -20,7 +20,7 @@ from analysis.experiments.command_line import parser
 from analysis.experiments.style import RC
 from analysis.experiments.tables import Table
 from paper_figures import figure1, gap, mnist, mnli, table1
-from paper_figures.product import Product, save
+from paper_figures.drawing import Drawing, save
 from paper_figures.studies import records_of
 
 __all__ = ["main"]
@@ -50,18 +50,18 @@ def _draw(figures, options):
     for name, figure in figures.items():
         records = {study: recorded(study) for study in figure.STUDIES}
         with matplotlib.rc_context(RC):
-            product = figure.make(records)
-            written.append((product, save(product, name, options.output)))
+            drawing = figure.make(records)
+            written.append((drawing, save(drawing, name, options.output)))
     console = Console(width=None if sys.stdout.isatty() else 160)
-    for product, paths in written:
-        _report(console, product, paths)
+    for drawing, paths in written:
+        _report(console, drawing, paths)
     console.print(f"{time.perf_counter() - start:.0f} s in all.", highlight=False)
 
 
-def _report(console: Console, product: Product, paths: list[Path]) -> None:
+def _report(console: Console, drawing: Drawing, paths: list[Path]) -> None:
     """The table, what follows from it, what was run on which data, and where it was written."""
-    console.print(_in_terminal(product.table))
-    for text in (*(f"• {sentence}" for sentence in product.table.sentences), "", product.caption, ""):
+    console.print(_in_terminal(drawing.table))
+    for text in (*(f"• {sentence}" for sentence in drawing.table.sentences), "", drawing.caption, ""):
         console.print(text, markup=False, highlight=False)
     for path in paths:
         console.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
