@@ -107,8 +107,8 @@ def _(primals, tangents):
     F = _inverse((row - column) * (row + column)).astype(A.dtype)
     size = _inverse(row).astype(A.dtype)
     right, left = E * row, column * E  # E diag(s) and diag(s) E
-    turned = U @ (F * (right + _adjoint(right)) + _diagonal(0.5 * (E - _adjoint(E))) * size)
-    dU = turned + _outside(U, dA @ V) * size
+    rotated = U @ (F * (right + _adjoint(right)) + _diagonal(0.5 * (E - _adjoint(E))) * size)
+    dU = rotated + _outside(U, dA @ V) * size
     dV = V @ (F * (left + _adjoint(left))) + _outside(V, _adjoint(dA) @ U) * size
     return (U, s, Vh), (dU, jnp.diagonal(E, axis1=-2, axis2=-1).real, _adjoint(dV))
 

@@ -161,17 +161,13 @@ def _iterate(ends, c, first_row, dense, iters, reg, balance, blas):
     the same of Y. X starts from the rows after ``first_row``. ``dense`` is D, its coefficient, and whether D or its
     transpose has the shape of Y Xᵀ.
     """
-    (Xs, G, X), (Ys, H, Y) = ends
+    ((Xs, G, X), (Ys, H, Y)), (D, weight, upright) = ends, dense
     R, r, one, by_gram = len(c), len(X), np.eye(len(X)), len(G) > 0
-    D, weight, upright = dense
-    T, N, last = (
-        one,
-        one,
-        one,
-    )  # X T is the formula's factor, N = T⁻ᵀ, and in the end Y has to be multiplied by ``last``
+    # X T is the formula's factor, N = T⁻ᵀ, and in the end Y has to be multiplied by ``last``
+    T, N, last = one, one, one
     X[:], P = Xs[0][0][first_row : first_row + r], np.eye(R, r, -first_row)
     Z, gram, spread = _products_by_gram(G, P) if by_gram else (_products(Xs, X, R, blas), _gram_of(X, blas), 1.0)
-    for half in range(2 * iters):
+    for half in range(2 * iters):  # half-steps, from X to Y
         final = half == 2 * iters - 1
         ok, C, K, condition = inverse_root(gram, reg)
         B, Q = X, K

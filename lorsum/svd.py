@@ -137,11 +137,10 @@ def truncated_svd(
     Optimality is the Eckart–Young–Mirsky theorem. The factored method is the rounding of tensor trains; its singular
     values are exact to rounding, relative to the sizes of the terms.
 
-    ``"auto"`` counts operations for a sum of low-rank terms: 8R(mp + nq) + S(p, q) for ``"factored"``, where p = min(m,
-    R) and q = min(n, R), against 2mnR + S(m, n) for ``"lapack"``. S(p, q) = 6 max(p, q) min(p, q)² + 20 min(p, q)³ is
-    the SVD, and the QRs count twice because they run at half the speed. A square matrix is at balance at R ≈ 0.85 n.
-    With a dense term it is ``"lapack"``. With an operator it is ``"arpack"``, of SciPy's solvers the one that repeated
-    and clustered singular values upset least, but ``"lapack"`` where m n ≤ 10⁶, 5r ≥ min(m, n) or ``rtol`` is given.
+    ``"auto"`` takes, for a sum of low-rank terms, the cheaper of ``"factored"`` and ``"lapack"``: of a square matrix
+    the first up to R ≈ 0.85 n. With a dense term it is ``"lapack"``. With an operator it is ``"arpack"``, of SciPy's
+    solvers the one that repeated and clustered singular values upset least, but ``"lapack"`` where m n ≤ 10⁶, 5r ≥
+    min(m, n) or ``rtol`` is given.
 
     Where singular values are equal or nearly so, a Krylov method may miss some of them, PROPACK most often. What it
     returns is therefore checked: the spectral norm of A − U diag(s) Vh is estimated from below, in a block Krylov space
@@ -309,6 +308,7 @@ def _check_krylov(A: LowRankSum, method: Method, rank: int) -> None:
 
 
 def _cheapest(A: LowRankSum, rank: int) -> Method:
+    """What ``"auto"`` stands for; operations are counted where all terms are of low rank."""
     if A.is_factored:
         return "factored" if _factored_flops(A) < _lapack_flops(A) else "lapack"
     m, n = A.shape[-2:]
@@ -317,6 +317,7 @@ def _cheapest(A: LowRankSum, rank: int) -> Method:
 
 
 def _factored_flops(A: LowRankSum) -> int:
+    """Two QRs, counted twice since they run at half the speed, and the SVD of the core."""
     m, n = A.shape[-2:]
     R = _stacked_rank(A)
     p, q = min(m, R), min(n, R)

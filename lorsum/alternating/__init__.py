@@ -17,18 +17,9 @@ from lorsum._sums import require_finite
 from lorsum.alternating.array_api import by_array_code, qr_half_step
 from lorsum.alternating.numba import by_kernels
 from lorsum.alternating.plan import Plan, planned
-from lorsum.alternating.problem import (
-    Acceleration,
-    Gauge,
-    Method,
-    Problem,
-    Solver,
-    as_problem,
-    as_reg,
-    simplified,
-)
+from lorsum.alternating.problem import Gauge, Method, Problem, Solver, as_problem, as_reg, simplified
 from lorsum.lowrank import LowRank, LowRankSum, MatrixLike, as_sum
-from lorsum.typing import RNG, Array, Factor, Scalar
+from lorsum.typing import RNG, Acceleration, Array, Factor, Scalar
 
 __all__ = ["Iterate", "least_squares_factor", "lorsum", "lorsums", "solution"]
 
@@ -151,9 +142,9 @@ def lorsum(
     without ``callback``, ``simultaneous`` and ``accelerate``; where columns are dependent to rounding they give up, and
     the operations of the array library take over, as for everything else. Results are the same up to rounding.
 
-    Two formulas of [2]_ are corrected here. Line 5 of Algorithm 2 misses a λI: the proximal term is that of its Listing
-    1 and equation 7. With metrics, Algorithm 2 moves where the gradient is zero; here that is a fixed point, as LoRSum
-    on L_Uᵀ W L_V, with M = L Lᵀ, and the proximal term weighted alike.
+    With metrics this is LoRSum on L_Uᵀ W L_V, with M = L Lᵀ, and the proximal term weighted alike: no step is taken
+    where the gradient is zero. That, and λ, differ from Algorithm 2 of [2]_ as printed; ``docs/differences.md`` says
+    why.
 
     References
     ----------
@@ -173,21 +164,9 @@ def lorsum(
     True
     """
     problem = as_problem(
-        target,
-        init,
-        iters,
-        reg,
-        first,
-        simultaneous,
-        metric,
-        method,
-        solver,
-        gauge,
-        oversample,
-        accelerate,
-        callback,
-        rng,
-    )
+        target, init, iters, reg, first, simultaneous, metric,
+        method, solver, gauge, oversample, accelerate, callback, rng,
+    )  # fmt: skip
     return solution(problem, planned(problem))
 
 

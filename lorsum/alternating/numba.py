@@ -1,4 +1,4 @@
-"""From problems to the arguments of the Numba kernel that iterates on them; a batch in threads."""
+"""From problems to the arguments of the Numba kernel, :func:`lorsum._kernels.alternating`; a batch in threads."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,7 @@
 """What :func:`lorsum.lorsum` is asked: every check of its arguments, and simpler problems with the same solution."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from lorsum._arrays import (
     as_count,
@@ -22,7 +22,7 @@ from lorsum._sums import require_finite_coefficients, stacked
 from lorsum.lowrank import LowRank, LowRankSum, MatrixLike, as_sum
 from lorsum.metrics import whitened
 from lorsum.svd import truncated_svd
-from lorsum.typing import RNG, Factor, Scalar
+from lorsum.typing import RNG, Acceleration, Factor, Scalar
 
 __all__ = [
     "Problem",
@@ -39,14 +39,13 @@ __all__ = [
 Method: TypeAlias = Literal["auto", "direct", "coefficients"]
 Solver: TypeAlias = Literal["auto", "qr", "gram"]
 Gauge: TypeAlias = Literal["paper", "balanced"]
-Acceleration: TypeAlias = Literal["krylov"]
 
 _CHOICES = {
-    "first": ("U", "V"),
-    "method": ("auto", "direct", "coefficients"),
-    "solver": ("auto", "qr", "gram"),
-    "gauge": ("paper", "balanced"),
-    "accelerate": (None, "krylov"),
+    "first": get_args(Factor),
+    "method": get_args(Method),
+    "solver": get_args(Solver),
+    "gauge": get_args(Gauge),
+    "accelerate": (None, *get_args(Acceleration)),
 }
 
 
@@ -112,21 +111,9 @@ def as_problem(
     if method == "coefficients" and not target.is_factored:
         raise ValueError("`method` is 'coefficients', but a term of `target` is not a LowRank: use 'direct'.")
     return Problem(
-        target,
-        init,
-        iters,
-        reg,
-        first,
-        simultaneous,
-        metric,
-        method,
-        solver,
-        gauge,
-        oversample,
-        accelerate,
-        callback,
-        rng,
-    )
+        target, init, iters, reg, first, simultaneous, metric,
+        method, solver, gauge, oversample, accelerate, callback, rng,
+    )  # fmt: skip
 
 
 def check_init(init: Any, target: LowRankSum) -> None:

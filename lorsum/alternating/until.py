@@ -19,10 +19,10 @@ from lorsum._display import dtype_name
 from lorsum._sums import namespace_of_sum, require_finite
 from lorsum.alternating import lorsum
 from lorsum.alternating.array_api import compressed
-from lorsum.alternating.problem import Acceleration, check_init, result_dtype
+from lorsum.alternating.problem import check_init, result_dtype
 from lorsum.diagnostics import Gap, gap
 from lorsum.lowrank import LowRank, LowRankSum, MatrixLike, as_sum
-from lorsum.typing import RNG, Array
+from lorsum.typing import RNG, Acceleration, Array
 
 __all__ = ["Certified", "lorsum_until"]
 
