@@ -8,13 +8,7 @@ from lorsum._decompositions import column_space
 from lorsum.alternating import lorsums
 from lorsum.alternating.problem import as_problem, check_choices
 from lorsum.lowrank import LowRank, as_sum
-from lorsum.optim._options import (
-    check_options,
-    decayed,
-    descending,
-    is_used,
-    lr_at,
-)
+from lorsum.optim._options import check_options, decayed, descending, is_used, lr_at
 from lorsum.optim.factors import checked_gradient, leaves
 from lorsum.optim.rule import Reads, Schedule
 from lorsum.typing import RNG, Factor, Scalar
@@ -188,16 +182,16 @@ class ProjectedOPLoRA(OPLoRA):
         zeros = [xp.concat([xp.zeros_like(factor)] * 2, axis=-1) for factor in leaves(W)]
         return OPLoRAState(0, LowRank(*zeros) if is_used(self.momentum) else None)
 
-    def step(self, W: LowRank, G: Any, state: Any) -> tuple[LowRank, Any]:
-        """``(W, state)`` after a step along G, the gradient with respect to the matrix W."""
-        require_adapter(W)
-        if state.M is None:
-            return super().step(W, G, state)
-        lr, M, G = lr_at(self.lr, state.count), state.M, checked_gradient(W, descending(G, self.maximize))
+    def moved(
+        self, W: LowRank, G: Any, M: LowRank | None, lr: Scalar, metric: Any = None
+    ) -> tuple[LowRank, LowRank | None]:
+        """W and M after a step; M is None without momentum."""
+        if M is None:
+            return super().moved(W, G, M, lr, metric)
+        G = checked_gradient(W, G)
         target = decayed(W, lr, self.weight_decay) - lr * G - lr * self.momentum * tangent_projection(W, M)
-        (stepped,) = self.rounded((target, {"reg": lr * self.reg}))
-        M = tangent_projection(W, self.momentum * M + G).astype(M.dtype)
-        return stepped.astype(W.dtype), OPLoRAState(state.count + 1, M)
+        (stepped,) = self.rounded((target, {"reg": lr * self.reg, "metric": metric}))
+        return stepped.astype(W.dtype), tangent_projection(W, self.momentum * M + G).astype(M.dtype)
 
 
 def tangent_projection(W: LowRank, A: Any) -> LowRank:

@@ -77,13 +77,8 @@ class ParameterArrays:
 class StateTensors:
     """The state of a rule for one parameter, whose numbers live in tensors: ``{"step": …, "M.U": …, "M.V": …}``.
 
-    Parameters
-    ----------
-    state : named tuple
-        As ``rule.init`` gives it.
-    tensors : dict
-        The parameter's entry in ``Optimizer.state``; tensors that are there already are taken in place of the state's
-        numbers.
+    It starts as ``rule.init`` gives it, but tensors that ``Optimizer.state`` has of the parameter already take the
+    place of its numbers.
     """
 
     def __init__(self, state: State, tensors: dict[str, Any]):

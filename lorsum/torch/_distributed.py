@@ -25,18 +25,10 @@ Way: TypeAlias = Literal["rows", "sum", "products"]
 
 
 class Traffic(NamedTuple):
-    """What a step moved between the processes for one adapter.
-
-    Attributes
-    ----------
-    what : {"rows", "sum", "products"}
-        S and X, SᵀX, or thin products.
-    nbytes : int
-        Bytes that each process sent.
-    """
+    """What a step moved between the processes for one adapter: S and X, SᵀX, or thin products."""
 
     what: Way
-    nbytes: int
+    nbytes: int  # that each process sent
 
 
 def processes(group: Any = None) -> int:
@@ -45,26 +37,9 @@ def processes(group: Any = None) -> int:
 
 
 class MeanGradients:
-    """The gradients of all adapters as means over the processes.
+    """The gradients of all adapters, which come in the same order in every process, as means over the processes.
 
-    Parameters
-    ----------
-    captures : list of Capture
-        Of the adapters, in the same order in every process.
-    group : ProcessGroup, optional
-        Default: all processes.
-    seed : int
-        Of the random numbers, which must be the same in all processes.
-
-    Attributes
-    ----------
-    traffic : dict
-        By the adapter's name, what was moved for it.
-
-    Raises
-    ------
-    RuntimeError
-        If ``.grad`` is not the mean, over the processes, of what was captured; or if the seeds differ.
+    That ``.grad`` is the mean of what was captured, and the seeds of the random numbers the same, is checked.
     """
 
     unchecked = False  # c would show if they were not what .grad comes from
@@ -155,17 +130,7 @@ def cheapest(rule: Rule, adapter: Adapter, rows: Sequence[int], count: int) -> W
 
 
 class _Products:
-    """A gradient known by its products with thin matrices: a ``LinearOperator`` to lorsum.
-
-    Parameters
-    ----------
-    local : LowRank or numpy.ndarray
-        This process's gradient.
-    shape : pair of int
-        Its shape.
-    mean : callable
-        The mean of a tensor over the processes.
-    """
+    """The mean of local gradients, known by its products with thin matrices: a ``LinearOperator`` to lorsum."""
 
     def __init__(self, local: Any, shape: tuple[int, int], mean: Callable[[Tensor], Tensor]):
         self.local, self.shape, self.mean = local, shape, mean

@@ -21,10 +21,6 @@ class LinearView(NamedTuple):
 
     shape: tuple[int, int]
 
-    def rows(self, S: Tensor) -> int:
-        """Number of rows of a call."""
-        return S.numel() // self.shape[0]
-
     def pair(self, S: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
         """S and X as matrices, shapes (N, d_out) and (N, d_in)."""
         if S.ndim == 2 and X.ndim == 2:
@@ -42,10 +38,6 @@ class ConvolutionView(NamedTuple):
 
     shape: tuple[int, int]
     conv: Any
-
-    def rows(self, S: Tensor) -> int:
-        """Number of rows of a call."""
-        return S.numel() // self.shape[0]
 
     def pair(self, S: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
         """S and X as matrices, shapes (N, d_out) and (N, d_in · kernel)."""
@@ -84,14 +76,8 @@ class Gradient:
     """A gradient Σ SᵀX that is added to call by call.
 
     N rows of S and X are N (m + n) numbers, their sum m n: where the pairs would take more, and ``form`` is "auto",
-    the sum is kept. Rows of zeros in S, as those of padding tokens are, are left out on the CPU.
-
-    Parameters
-    ----------
-    shape : pair of int
-        (m, n) = (d_out, d_in).
-    form : {"auto", "pairs", "dense", "rows"}
-        What is kept; "rows" is "pairs" with their zeros.
+    the sum is kept. Rows of zeros in S, as those of padding tokens are, are left out on the CPU, but where ``form`` is
+    "rows", which is "pairs" otherwise.
     """
 
     def __init__(self, shape: tuple[int, int], form: str = "auto"):
@@ -106,7 +92,6 @@ class Gradient:
 
     @property
     def rows(self) -> int:
-        """Number of rows in the pairs."""
         return sum(len(S) for S, _ in self.pairs)
 
     @property
@@ -127,7 +112,7 @@ class Gradient:
         given = S.data_ptr(), X.data_ptr()
         if isinstance(view, LinearView) and self.form != "rows":
             S, X = _without_zeros(*view.pair(S, X))
-        if self._stays_paired(view.rows(S)):
+        if self._stays_paired(S.numel() // self.shape[0]):
             S, X = view.pair(S, X)
             kept = S.clone() if S.data_ptr() in given else S, X.clone() if X.data_ptr() in given else X
             self.pairs.append(kept)
@@ -146,7 +131,6 @@ class Gradient:
         other.clear()
 
     def scale(self, c: float) -> None:
-        """Multiply by a number."""
         if c == 1:
             return
         self.pairs = [(S * c, X) for S, X in self.pairs]
@@ -154,7 +138,6 @@ class Gradient:
         self.noise = self.noise * abs(c)
 
     def clear(self) -> None:
-        """Back to nothing."""
         self.pairs, self.dense = [], None
         self.noise, self.is_mean = 0.0, False
 

@@ -24,9 +24,7 @@ from lorsum.torch._adapters import Site
 __all__ = ["PairHooks", "register_after_accumulation", "remove", "while_alive"]
 
 _numbers = itertools.count()
-_pairs: weakref.WeakValueDictionary[int, "PairHooks"] = (
-    weakref.WeakValueDictionary()
-)  # by number, which compiled code knows them by
+_pairs: weakref.WeakValueDictionary[int, "PairHooks"] = weakref.WeakValueDictionary()  # as compiled code knows them
 
 
 def while_alive(method: Callable[..., None]) -> Callable[..., None]:
@@ -60,12 +58,7 @@ def remove(handles: Iterable[RemovableHandle]) -> None:
 class PairHooks:
     """The hooks on one pair of modules. A copy of them, as in a copy of the model, does nothing.
 
-    Parameters
-    ----------
-    site : Site
-        The modules.
-    capture : Capture
-        Whose ``collect`` is called with ``site.view``, S and X.
+    They call the capture's ``collect`` with ``site.view``, S and X.
     """
 
     def __init__(self, site: Site | None = None, capture: Any = None):
@@ -76,14 +69,10 @@ class PairHooks:
             self._weights = site.lora_A.weight, site.lora_B.weight
             _pairs[self.number] = self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "PairHooks":
-        return PairHooks()
-
     def __reduce__(self) -> tuple[Any, ...]:
         return PairHooks, ()
 
     def register(self) -> list[RemovableHandle]:
-        """Handles of the hooks."""
         handles = [
             module.register_forward_hook(hook, prepend=True, with_kwargs=True)
             for module, hook in ((self.site.lora_A, self.after_A), (self.site.lora_B, self.after_B))
@@ -125,7 +114,7 @@ class PairHooks:
         if self.site is None or not (output.requires_grad and module.weight.requires_grad):
             return None
         if torch.compiler.is_compiling():
-            return self._passed_on_when_compiled(pending, args, kwargs, output)
+            return self._passed_on_when_compiled(pending, _input(args, kwargs), output)
         capture = self.capture()
         if capture is None:
             return None
@@ -145,13 +134,11 @@ class PairHooks:
         capture.called = True
         return _Collect.apply(output, _as_computed(X), self.capture, self.site.view)
 
-    def _passed_on_when_compiled(
-        self, pending: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-    ) -> Tensor | None:
+    def _passed_on_when_compiled(self, pending: Any, h: Tensor, output: Tensor) -> Tensor | None:
         if pending is None:
             return None
         X, between, _ = pending
-        if _input(args, kwargs) is not between and not self.are_doubtful():
+        if h is not between and not self.are_doubtful():
             self._refuse()
         return _CollectCompiled.apply(output, _as_computed(X), self.number, _number_of_this_call())
 
@@ -159,10 +146,8 @@ class PairHooks:
         """True where the call is none that .backward() could add to B.grad by: for torch.func, or a trace."""
         if torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None:
             return True
-        A, B = self._weights
-        return (
-            self.site.lora_A._parameters.get("weight") is not A or self.site.lora_B._parameters.get("weight") is not B
-        )
+        modules = self.site.lora_A, self.site.lora_B
+        return any(x._parameters.get("weight") is not p for x, p in zip(modules, self._weights, strict=True))
 
     def _are_first(self) -> bool:
         """True unless others' hooks see, and may replace, the outputs before ours."""

@@ -20,7 +20,7 @@ from lorsum.torch._gradient import Gradient, zero_gradient
 
 __all__ = ["attend"]
 
-_optimizers: list[weakref.ref[Any]] = []  # references, in the order of their making: the same in all processes
+_optimizers: list[weakref.ref[Any]] = []  # in the order of their making: the same in all processes
 
 
 def attend(optimizer: Any) -> None:
@@ -97,7 +97,7 @@ class _Shadow(dist.algorithms.join.JoinHook):
 
 def _mean(capture: Any, group: Any) -> Gradient:
     """The mean over the processes of all that an adapter's gradient is by now."""
-    adapter, local, count = capture.adapter, capture.gradient, processes(group)
+    adapter, local = capture.adapter, capture.gradient
     mean = Gradient(adapter.shape, "rows" if capture.form == "rows" else "dense")
     mean.is_mean = True
     G: Any = local.times(1.0) if local else zero_gradient(adapter, rows=0)
@@ -108,7 +108,7 @@ def _mean(capture: Any, group: Any) -> Gradient:
     noise = torch.full((1,), float(local.rounding()), dtype=G.dtype, device=G.device)
     for x in (G, noise):
         dist.all_reduce(x, group=group)
-    mean.dense, mean.noise = G / count, float(noise) / count
+    mean.dense, mean.noise = G / processes(group), float(noise) / processes(group)
     return mean
 
 

@@ -51,7 +51,6 @@ from lorsum.torch._options import (
     is_plain,
     options_of,
 )
-from lorsum.torch._overlap import step_thread
 from lorsum.torch._trained_adapter import TrainedAdapter
 from lorsum.typing import RNG, Scalar
 
@@ -181,7 +180,8 @@ class AdapterOptimizer(torch.optim.Optimizer):
         self.traffic: dict[str, Traffic] = {}
         self._adapters: list[TrainedAdapter] = []
         self._groups: list[Group] = []
-        self._thread = step_thread() if self.overlap else None
+        # one thread: steps are computed one after the other
+        self._thread = futures.ThreadPoolExecutor(1, thread_name_prefix="lorsum") if self.overlap else None
         self.averages_in_backward = False  # within a join of DistributedDataParallel
         attend(self)
 

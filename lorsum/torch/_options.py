@@ -15,11 +15,11 @@ __all__ = [
     "checked_others",
     "checked_rule",
     "group_options",
+    "have_same_structure",
     "is_plain",
     "numbers_of",
     "options_of",
     "rules_of",
-    "structure_of",
 ]
 
 OF_TORCH = {"foreach", "fused", "capturable", "differentiable", "amsgrad", "nesterov", "dampening"}
@@ -64,9 +64,12 @@ def options_of(rule: Any) -> dict[str, Any]:
     return {field.name: getattr(rule, field.name) for field in dataclasses.fields(rule)}
 
 
-def structure_of(rule: Any) -> tuple[Any, ...]:
-    """What the structure of a rule's state may depend on: its options, of numbers whether they are used at all."""
-    return type(rule), *map(_used, options_of(rule).values())
+def have_same_structure(rule: Any, other: Any) -> bool:
+    """True if states of the two have the same parts: these depend on the options, of numbers on whether they are 0."""
+    if rule is other:
+        return True
+    one, two = ((type(x), *map(_used, options_of(x).values())) for x in (rule, other))
+    return one == two
 
 
 def _used(value: Any) -> Any:

@@ -260,21 +260,15 @@ def _target(targets: str | Iterable[str] | Callable[[str, nn.Module], bool] | No
 
 
 def _adapted(name: str, module: Any, rank: int, options: dict[str, Any]) -> nn.Module:
-    if isinstance(module, (nn.Linear, nn.Conv2d)):
-        rank = min(rank, module.weight.shape[0], module.weight[0].numel())
-        return (
-            LoRALinear(module, rank, **options)
-            if isinstance(module, nn.Linear)
-            else LoRAConv2d(module, rank, **options)
-        )
-    raise ValueError(f"`targets` means `{name}`, a {type(module).__name__}; a Linear or a Conv2d is needed.")
+    if not isinstance(module, (nn.Linear, nn.Conv2d)):
+        raise ValueError(f"`targets` means `{name}`, a {type(module).__name__}; a Linear or a Conv2d is needed.")
+    rank = min(rank, module.weight.shape[0], module.weight[0].numel())
+    Layer: Any = LoRALinear if isinstance(module, nn.Linear) else LoRAConv2d
+    return Layer(module, rank, **options)
 
 
 def _sizes(base: Any, count: int, names: str) -> tuple[int, ...]:
-    try:
-        sizes = tuple(base)
-    except TypeError:
-        sizes = ()
+    sizes = tuple(base) if isinstance(base, Iterable) else ()
     if len(sizes) != count:
         raise TypeError(f"`base` is {base!r}; a layer or {names} is needed.")
     return sizes
