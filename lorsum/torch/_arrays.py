@@ -68,7 +68,6 @@ class ParameterArrays:
         self._arrays: list[ParameterArray] = []
 
     def current(self) -> list[ParameterArray]:
-        """One for each."""
         if not self._arrays or not all([array.is_current() for array in self._arrays]):
             self._arrays = [ParameterArray(p) for p in self.parameters]
         return self._arrays

@@ -7,7 +7,7 @@ starts anew, and a backward pass that leaves ``.grad`` alone leaves nothing.
 import functools
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from lorsum.torch._adapters import Adapter
 from lorsum.torch._arrays import to_arrays
 from lorsum.torch._common_factor import Snapshot, check_against_autograd, common_factor, multiple_of_captured, tolerance
 from lorsum.torch._distributed import processes
-from lorsum.torch._gradient import Gradient, zero_gradient
+from lorsum.torch._gradient import Gradient, Missing, zero_gradient
 from lorsum.torch._hooks import PairHooks, register_after_accumulation, remove, while_alive
 
 __all__ = ["Capture", "LocalGradients"]
@@ -81,7 +81,7 @@ class Capture:
         self._forget()
         self.called = False
 
-    def has_gradient(self, missing: Literal["skip", "error"] = "skip") -> bool:
+    def has_gradient(self, missing: Missing = "skip") -> bool:
         """True if the step has a gradient to take; else False, or with missing="error" an error that says why not."""
         self._staged.clear()  # of backward passes that have left .grad alone
         self.drop_cleared()
@@ -233,17 +233,15 @@ class Capture:
     def _note_weights(self) -> None:
         """Remember the weights of the backward passes, with their values where .grad is compared with products of G."""
         A, B = self.adapter.A, self.adapter.B
+        # values are compared too: the version counter does not tell of changes through .data
+        kept = self._weights is None or all(map(torch.equal, self._weights, (B, A)))
         if self._passes["B"] == 1:
             self._versions = self._current_versions()
-        elif self._versions != self._current_versions() or not self._has_weights_kept():
+        elif self._versions != self._current_versions() or not kept:
             self._versions = self._weights = None
         needed = self.checked or processes(self.process_group) > 1
         if needed and self._versions is not None and self._weights is None:
             self._weights = B.detach().clone(), A.detach().clone()
-
-    def _has_weights_kept(self) -> bool:
-        """False if the weights were changed through ``.data``, which the version counter does not tell."""
-        return self._weights is None or all(map(torch.equal, self._weights, (self.adapter.B, self.adapter.A)))
 
 
 class LocalGradients:

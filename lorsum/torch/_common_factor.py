@@ -34,7 +34,6 @@ class Snapshot:
         return self.place != (grad.data_ptr(), grad._version)
 
     def is_untouched(self, grad: Tensor) -> bool:
-        """True if the tensor is as it was."""
         return not self.is_written_to(grad) and torch.equal(self.values, grad)
 
     def factor(self, grad: Tensor) -> float | None:

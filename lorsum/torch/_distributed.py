@@ -17,7 +17,7 @@ from lorsum.lowrank import LowRank
 from lorsum.optim import Rule, reads
 from lorsum.torch._adapters import Adapter
 from lorsum.torch._arrays import half_to_single, to_arrays
-from lorsum.torch._gradient import Gradient, zero_gradient
+from lorsum.torch._gradient import Gradient, Missing, zero_gradient
 
 __all__ = ["MeanGradients", "Traffic", "cheapest", "gathered", "local_factor", "processes"]
 
@@ -44,9 +44,7 @@ class MeanGradients:
 
     unchecked = False  # c would show if they were not what .grad comes from
 
-    def __init__(
-        self, captures: list[Any], group: Any = None, seed: int = 0, missing: Literal["skip", "error"] = "skip"
-    ):
+    def __init__(self, captures: list[Any], group: Any = None, seed: int = 0, missing: Missing = "skip"):
         self.group, self.traffic = group, dict[str, Traffic]()
         device = captures[0].adapter.B.device
         told = torch.tensor([_report(capture, seed) for capture in captures], dtype=torch.float64, device=device)
@@ -138,7 +136,6 @@ class _Products:
 
     @property
     def T(self) -> "_Products":
-        """The transpose."""
         return _Products(self.local.T, self.shape[::-1], self.mean)
 
     def matmat(self, X: np.ndarray) -> np.ndarray:

@@ -102,8 +102,7 @@ class PairHooks:
         if self._is_transformed():
             capture.checked = True
             return
-        if not self._are_first():
-            self._put_first(capture)
+        self._put_first(capture)
         self._pending = _input(args, kwargs), output, output._version
 
     def after_B(
@@ -149,17 +148,14 @@ class PairHooks:
         modules = self.site.lora_A, self.site.lora_B
         return any(x._parameters.get("weight") is not p for x, p in zip(modules, self._weights, strict=True))
 
-    def _are_first(self) -> bool:
-        """True unless others' hooks see, and may replace, the outputs before ours."""
-        lora_A, lora_B = self.site.lora_A, self.site.lora_B
-        first = next(iter(lora_A._forward_hooks)), next(iter(lora_B._forward_hooks))
-        return first == self._ids and not all_modules._global_forward_hooks
-
     def _put_first(self, capture: Any) -> None:
-        """Let ours be the first hooks, but for those of other optimizers: in time for lora_B, not for lora_A."""
+        """Let ours be the first hooks, but for those of other optimizers: in time for lora_B, not for lora_A.
+
+        Others' hooks before ours see, and may replace, what the modules return.
+        """
         for module, number in zip((self.site.lora_A, self.site.lora_B), self._ids, strict=True):
-            first = next(iter(module._forward_hooks.values()))
-            if not isinstance(getattr(first, "__self__", None), PairHooks):
+            first, hook = next(iter(module._forward_hooks.items()))
+            if first != number and not isinstance(getattr(hook, "__self__", None), PairHooks):
                 module._forward_hooks.move_to_end(number, last=False)
                 capture.checked = True
         if all_modules._global_forward_hooks:

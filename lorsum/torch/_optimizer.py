@@ -26,7 +26,7 @@ import copy
 import functools
 from collections.abc import Callable, Iterable
 from concurrent import futures
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ from lorsum.torch._adapters import Adapter
 from lorsum.torch._capture import Capture, LocalGradients
 from lorsum.torch._dense_params import DenseParameters
 from lorsum.torch._distributed import MeanGradients, Traffic, local_factor, processes
-from lorsum.torch._gradient import Form
+from lorsum.torch._gradient import Form, Missing
 from lorsum.torch._groups import Group, groups_of, parts, refuse_without_adapters, unused
 from lorsum.torch._hooks import while_alive
 from lorsum.torch._join import attend
@@ -55,8 +55,6 @@ from lorsum.torch._trained_adapter import TrainedAdapter
 from lorsum.typing import RNG, Scalar
 
 __all__ = ["AdapterOptimizer"]
-
-Missing = Literal["skip", "error"]
 
 
 class AdapterOptimizer(torch.optim.Optimizer):

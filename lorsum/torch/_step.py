@@ -21,7 +21,6 @@ class Update(NamedTuple):
     state: Any
 
     def write(self) -> None:
-        """Put them in place."""
         for parameter, value in zip(self.parameters, self.values, strict=True):
             parameter.put(value)
         self.tensors.put(self.state)

@@ -58,12 +58,7 @@ class _LoRALayer(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> Any:
-        """The base with the adapter added to its weight; this layer must not be used after that.
-
-        Returns
-        -------
-        torch.nn.Module
-        """
+        """The base, a module, with the adapter added to its weight; this layer must not be used after that."""
         self.base.weight.copy_(self.weight)
         return self.base.requires_grad_(self.lora_A.weight.requires_grad)
 
