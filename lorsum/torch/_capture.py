@@ -18,7 +18,7 @@ from lorsum.torch._arrays import to_arrays
 from lorsum.torch._common_factor import Snapshot, check_against_autograd, common_factor, multiple_of_captured, tolerance
 from lorsum.torch._distributed import processes
 from lorsum.torch._gradient import Gradient, Missing, zero_gradient
-from lorsum.torch._hooks import PairHooks, register_after_accumulation, remove, while_alive
+from lorsum.torch._hooks import PairHooks, register_after_accumulation, while_alive
 
 __all__ = ["Capture", "LocalGradients"]
 
@@ -48,7 +48,8 @@ class Capture:
         handles = [handle for pair in self._pairs for handle in pair.register()]
         for p, method in ((adapter.B, self._after_B), (adapter.A, self._after_A)):
             handles.append(register_after_accumulation(p, while_alive(method)))
-        weakref.finalize(self, remove, handles)
+        for handle in handles:
+            weakref.finalize(self, handle.remove)
 
     def before_call(self) -> None:
         """Let go, in a forward pass, of what can count no more."""
@@ -71,7 +72,7 @@ class Capture:
             self._before_accumulation()
             self._staged[task] = Gradient(self.adapter.shape, self.form)
             if task >= 0:  # A pass that adds nothing to B.grad, as one for the inputs alone, leaves nothing
-                unstage = functools.partial(self._staged.pop, task, None)
+                unstage: Any = functools.partial(self._staged.pop, task, None)
                 torch.autograd.Variable._execution_engine.queue_callback(unstage)
         self._staged[task].add(view, S, X, self.checked or processes(self.process_group) > 1)
 

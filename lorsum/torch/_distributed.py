@@ -68,7 +68,7 @@ class MeanGradients:
         adapter, c = capture.adapter, self.factors[capture.adapter.B]
         local = capture.gradient.times(c) if capture.gradient else zero_gradient(adapter, rows=0)
         rows, count = self.rows[adapter.B], processes(self.group)
-        if max(rows) == 0 and min(rows) == 0:  # .grad is zero, by hand
+        if not any(rows):  # .grad is zero, by hand
             return to_arrays(zero_gradient(adapter))
         way = cheapest(rule, adapter, rows, count)
         self.traffic[adapter.name] = Traffic(way, 0)

@@ -10,7 +10,7 @@ once it is gone; :func:`while_alive` makes such a reference of a method.
 
 import itertools
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lorsum.torch._adapters import Site
 
-__all__ = ["PairHooks", "register_after_accumulation", "remove", "while_alive"]
+__all__ = ["PairHooks", "register_after_accumulation", "while_alive"]
 
 _numbers = itertools.count()
 _pairs: weakref.WeakValueDictionary[int, "PairHooks"] = weakref.WeakValueDictionary()  # as compiled code knows them
@@ -47,12 +47,6 @@ def register_after_accumulation(p: Tensor, hook: Callable[..., None]) -> Removab
     hooks.clear()  # the engine does not know move_to_end
     hooks.update([ours, *others])
     return handle
-
-
-def remove(handles: Iterable[RemovableHandle]) -> None:
-    """Remove hooks."""
-    for handle in handles:
-        handle.remove()
 
 
 class PairHooks:
