@@ -179,10 +179,10 @@ def _projections(capture: Any) -> tuple[float, float]:
         return 0.0, 0.0
     W = capture.weights_of_grad()
     G, (U, V) = capture.gradient.times(1.0), map(half_to_single, adapter.matrix() if W is None else W)
-    return _inner(_as_matrix(adapter.A), (G.T @ U).T), _inner(_as_matrix(adapter.B), G @ V)
+    return _inner(_grad_as_matrix(adapter.A), (G.T @ U).T), _inner(_grad_as_matrix(adapter.B), G @ V)
 
 
-def _as_matrix(p: Tensor) -> Tensor:
+def _grad_as_matrix(p: Tensor) -> Tensor:
     assert p.grad is not None
     return half_to_single(p.grad).reshape(p.shape[0], -1)
 
@@ -197,7 +197,7 @@ def _common_factor(adapter: Adapter, with_A: float, with_B: float, rounding: flo
 
     ``rounding`` bounds the rounding errors of G, not of c G.
     """
-    squares = [_inner(x, x) for x in map(_as_matrix, (adapter.A, adapter.B))]
+    squares = [_inner(x, x) for x in map(_grad_as_matrix, (adapter.A, adapter.B))]
     if not all(map(math.isfinite, squares)):
         raise RuntimeError(f"`{adapter.name}`: its gradient is not finite.")
     half = any(p.dtype.itemsize < 4 for p in (adapter.A, adapter.B))

@@ -178,8 +178,7 @@ class AdapterOptimizer(torch.optim.Optimizer):
         self.traffic: dict[str, Traffic] = {}
         self._adapters: list[TrainedAdapter] = []
         self._groups: list[Group] = []
-        # one thread: steps are computed one after the other
-        self._thread = futures.ThreadPoolExecutor(1, thread_name_prefix="lorsum") if self.overlap else None
+        self._thread = futures.ThreadPoolExecutor(1, "lorsum") if self.overlap else None  # one: step after step
         self.averages_in_backward = False  # within a join of DistributedDataParallel
         attend(self)
 
