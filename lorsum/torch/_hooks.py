@@ -24,7 +24,7 @@ from lorsum.torch._adapters import Site
 __all__ = ["PairHooks", "register_after_accumulation", "while_alive"]
 
 _numbers = itertools.count()
-_pairs: weakref.WeakValueDictionary[int, "PairHooks"] = weakref.WeakValueDictionary()  # as compiled code knows them
+_pairs: weakref.WeakValueDictionary[int, "PairHooks"] = weakref.WeakValueDictionary()  # by number, for compiled code
 
 
 def while_alive(method: Callable[..., None]) -> Callable[..., None]:
