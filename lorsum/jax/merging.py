@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lorsum._arrays import computing_dtype
 from lorsum.jax._pytrees import PyTree, is_low_rank
-from lorsum.jax.layers import LoRAConv2d, LoRALinear, computes_as, is_adapted
+from lorsum.jax.layers import LoRALayer, computes_as, is_adapted
 from lorsum.lowrank import LowRank
 from lorsum.typing import Array
 
@@ -94,9 +94,9 @@ def merge_into(weights: PyTree, adapters: PyTree, *, scaling: float = 1.0) -> Py
     return jax.tree.unflatten(structure, [by_place[path] for path, _ in leaves])
 
 
-def _merged(place: str, layer: LoRALinear | LoRAConv2d) -> eqx.Module:
+def _merged(place: str, layer: LoRALayer[Any]) -> eqx.Module:
     """The base with the adapter in its weight."""
-    base, kind = layer.base, eqx.nn.Linear if isinstance(layer, LoRALinear) else eqx.nn.Conv2d
+    base, kind = layer.base, eqx.nn.Linear if isinstance(layer.base, eqx.nn.Linear) else eqx.nn.Conv2d
     if not computes_as(kind, base):
         raise ValueError(
             f"`model{place}` adapts a {type(base).__name__}, which computes otherwise than equinox.nn.{kind.__name__}: "
