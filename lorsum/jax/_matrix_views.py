@@ -20,7 +20,7 @@ class MatrixView(abc.ABC):
     Of x and y the last dimensions are those of one row or image: the channels, and the spatial ones of ``kernel``.
     """
 
-    kernel: tuple[int, ...] = ()
+    kernel: tuple[int, ...]
 
     @property
     def dims(self) -> int:
@@ -58,6 +58,8 @@ class MatrixView(abc.ABC):
 @dataclass(frozen=True)
 class Linear(MatrixView):
     """A linear layer: one row a token."""
+
+    kernel: tuple[int, ...] = ()
 
     def product(self, x, U, V):
         return (x @ V) @ U.mT

@@ -153,7 +153,7 @@ def add_lora(
     dropout: float = 0.0,
     key: Array,
 ) -> PyTree:
-    """A model with adapters in place of its layers.
+    """A new model, with adapters in place of layers.
 
     Parameters
     ----------
@@ -167,11 +167,6 @@ def add_lora(
     alpha, dropout
         As for :class:`LoRALinear`.
     key : jax.random.key
-
-    Returns
-    -------
-    pytree
-        A new model.
 
     Raises
     ------
