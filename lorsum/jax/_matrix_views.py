@@ -35,7 +35,8 @@ class MatrixView(abc.ABC):
         """The shape that x should have for a W of this shape, in words."""
         (*stack, _, n), size = shape, math.prod(self.kernel)
         channels = n // size if n % size == 0 else f"{n} / {size}"
-        return f"({', '.join(map(str, [*stack, '...', channels, *['height', 'width', 'depth'][: self.dims - 1]]))})"
+        spatial = ["height", "width", "depth"][: self.dims - 1]
+        return f"({', '.join(map(str, [*stack, '...', channels, *spatial]))})"
 
     def rows(self, y: tuple) -> int:
         """Number of rows in one output of this shape, stacks not counted."""

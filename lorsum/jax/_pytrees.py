@@ -59,7 +59,7 @@ class Pair(LowRank):
 
     @property
     def no_number(self) -> Array:
-        """The key as a 1 × 1 matrix, or as many as the batch has, so that the pair can be mapped over.
+        """The random key as a 1 × 1 matrix, or as many as the batch has, so that the pair can be mapped over.
 
         Each pair of arrays has a copy of its own: a compiled function that is given a pair to keep may free its arrays.
         """

@@ -37,11 +37,11 @@ class LoRALayer(eqx.Module, Generic[Base]):
     def __init__(self, base: Base, rank: int, *, alpha: float | None = None, dropout: float = 0.0, key: Array) -> None:
         if alpha is not None and not (isinstance(alpha, (int, float)) and math.isfinite(alpha)):
             raise ValueError(f"`alpha` is {alpha!r}; a finite number is needed.")
-        self.base, self.dropout, self.scaling = base, eqx.nn.Dropout(dropout), 1.0 if alpha is None else alpha / rank
         m, n = _matrix_of(base).shape
-        rank, dtype = as_rank(rank, (m, n), "rank"), base.weight.dtype
-        A = jax.random.uniform(key, (n, rank), dtype, -(n**-0.5), n**-0.5)
-        self.W = LowRank(jnp.zeros((m, rank), dtype), A)
+        rank, dtype = as_rank(rank, (m, n)), base.weight.dtype
+        self.base, self.dropout, self.scaling = base, eqx.nn.Dropout(dropout), 1.0 if alpha is None else alpha / rank
+        V = jax.random.uniform(key, (n, rank), dtype, -(n**-0.5), n**-0.5)
+        self.W = LowRank(jnp.zeros((m, rank), dtype), V)  # B = 0: at first the layer computes what its base does
 
     def __call__(self, x: Array, *args: Any, key: Array | None = None, **kwargs: Any) -> Any:
         """The base's output, and the adapter's.
