@@ -2,8 +2,8 @@
 
 import abc
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,13 +11,21 @@ import jax.numpy as jnp
 
 from lorsum.typing import Array
 
-__all__ = ["Convolution", "Linear", "MatrixView"]
+__all__ = ["Convolution", "Linear", "MatrixView", "over_stack"]
+
+
+def over_stack(function: Callable[..., Any], dims: int) -> Callable[..., Any]:
+    """A function of one adapter as one of a stack of them, whose dimensions are the first ones of all its arguments."""
+    for _ in range(dims):
+        function = jax.vmap(function)
+    return function
 
 
 class MatrixView(abc.ABC):
     """What :func:`lorsum.jax.value_and_grad` asks of a kind of layer, y being its product of x with the matrix W.
 
-    Of x and y the last dimensions are those of one row or image: the channels, and the spatial ones of ``kernel``.
+    Of x and y the last dimensions are those of one row or image: the channels, and the spatial ones of ``kernel``. The
+    computations are those with one adapter; :func:`over_stack` makes them those with a stack.
     """
 
     kernel: tuple[int, ...]
@@ -45,15 +53,15 @@ class MatrixView(abc.ABC):
 
     @abc.abstractmethod
     def product(self, x: Array, U: Array, V: Array) -> Array:
-        """The product with W = U Vᵀ, for one adapter."""
+        """The product with W = U Vᵀ."""
 
     @abc.abstractmethod
-    def pair(self, S: Array, x: Array, batch: int) -> tuple[Array, Array]:
-        """S and X as matrices, shapes (..., N, m) and (..., N, n), after so many dimensions of a stack."""
+    def pair(self, S: Array, x: Array) -> tuple[Array, Array]:
+        """S and X as matrices, shapes (N, m) and (N, n)."""
 
     @abc.abstractmethod
     def dense(self, S: Array, x: Array) -> Array:
-        """SᵀX, for one adapter."""
+        """SᵀX."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +73,11 @@ class Linear(MatrixView):
     def product(self, x, U, V):
         return (x @ V) @ U.mT
 
-    def pair(self, S, x, batch):
-        return tuple(a.reshape(*a.shape[:batch], -1, a.shape[-1]) for a in (S, x))
+    def pair(self, S, x):
+        return tuple(a.reshape(-1, a.shape[-1]) for a in (S, x))
 
     def dense(self, S, x):
-        S, X = self.pair(S, x, 0)
+        S, X = self.pair(S, x)
         return S.T @ X
 
 
@@ -90,9 +98,7 @@ class Convolution(MatrixView):
         y = jnp.moveaxis(y, -1, 1)
         return y.reshape(*x.shape[: -self.dims], *y.shape[1:])
 
-    def pair(self, S, x, batch):
-        if batch:
-            return jax.vmap(partial(self.pair, batch=batch - 1))(S, x)
+    def pair(self, S, x):
         patches = jax.lax.conv_general_dilated_patches(
             self._images(x), self.kernel, self.stride, self.padding, rhs_dilation=self.dilation
         )

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from lorsum._arrays import computing_dtype
+from lorsum.jax._matrix_views import over_stack
 from lorsum.jax._pytrees import Pair
 from lorsum.jax._tracing import Product, TracedProgram
 from lorsum.lowrank import LowRank
@@ -56,9 +57,7 @@ def with_probe_for_sum(y, x, probe, view, stack, dtype):
 
 
 def _sum(view, stack, dtype, x, S):
-    total = view.dense
-    for _ in range(stack):
-        total = jax.vmap(total)
+    total = over_stack(view.dense, stack)
     return S, None, total(*(a.astype(computing_dtype(jnp, a.dtype)) for a in (S, x))).astype(dtype)
 
 
@@ -75,15 +74,15 @@ def collected(program: TracedProgram, derivatives: list[Array | None], Xs: list[
 
 
 def _rows(product, S, X):
-    """S and X of all rounds as matrices of N rows, of one adapter or of a stack of them."""
-    depth, stack = len(product.loops), product.stack
+    """S and X of all rounds as matrices of N rows, of one adapter or of a stack of them, in the order of the stack."""
+    depth = len(product.loops)
     outer = [i for i, loop in enumerate(product.loops) if loop.stacked]
     inner = [i for i, loop in enumerate(product.loops) if not loop.stacked]
-    order = [*outer, *range(depth, depth + stack), *inner]
+    stack = [*outer, *range(depth, depth + product.stack)]
+    own = product.factor.taken + product.factor.axes  # which dimension of the adapters' stack each of these is
+    order = [*(i for _, i in sorted(zip(own, stack, strict=True))), *inner]
     S, X = (jnp.moveaxis(a, order, range(len(order))) for a in (S, X))
-    S, X = product.view.pair(S, X, len(outer) + stack)
-    own = product.factor.taken + product.factor.axes  # which dimension of the adapters' stack is the first here, …
-    S, X = (jnp.moveaxis(a, range(len(own)), own) for a in (S, X))
+    S, X = over_stack(product.view.pair, len(stack))(S, X)
     return (X, S) if product.transposed else (S, X)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from lorsum.jax._matrix_views import Convolution, Linear, MatrixView
+from lorsum.jax._matrix_views import Convolution, Linear, MatrixView, over_stack
 from lorsum.lowrank import LowRank, LowRankSum
 from lorsum.typing import Array
 
@@ -139,11 +139,8 @@ def _product(x: Array, W: Any, view: MatrixView) -> Array:
 
 def plain_product(x: Array, U: Array, V: Array, *, view: MatrixView, precision: Any) -> Array:
     """The product, of one adapter or of a stack of them, in operations of jax.numpy."""
-    product = view.product
-    for _ in U.shape[:-2]:
-        product = jax.vmap(product)
     with jax.default_matmul_precision(precision):
-        return product(x, U, V)
+        return over_stack(view.product, U.ndim - 2)(x, U, V)
 
 
 def _abstract(x: Any, U: Any, V: Any, **how: Any) -> Any:
