@@ -4,7 +4,7 @@ Importing this tells JAX what their parts are.
 """
 
 import functools
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, Self, TypeAlias, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -47,8 +47,31 @@ class Pair(LowRank):
     TypeError: no arithmetic
     """
 
-    __slots__ = ("no_number",)
-    no_number: Array
+    __slots__ = ("_no_number",)
+    _no_number: Array
+
+    @classmethod
+    def _of(cls, U: Array, V: Array, *no_number: Array) -> Self:
+        self = super()._of(U, V)
+        if no_number:
+            (self._no_number,) = no_number
+        return self
+
+    @property
+    def no_number(self) -> Array:
+        """The random key as a 1 × 1 matrix, or as many as the batch has, so that the pair can be mapped over.
+
+        Each pair of arrays has a copy of its own: a compiled function that is given a pair to keep may free its arrays.
+        """
+        if hasattr(self, "_no_number"):
+            return self._no_number
+        batch = getattr(self.U, "shape", ())[:-2]
+        if batch:
+            return jnp.broadcast_to(_key(), (*batch, 1, 1))
+        if isinstance(self.U, jax.core.Tracer):
+            return _key()
+        with jax.ensure_compile_time_eval():
+            return _key().copy()
 
     def astype(self, dtype: DType) -> "Pair":
         """The same with arrays in ``dtype``."""
@@ -62,51 +85,27 @@ class Pair(LowRank):
 PARTS: dict[type, tuple[str, ...]] = {LowRank: ("U", "V"), Pair: ("U", "V"), LowRankSum: ("terms", "coefficients")}
 
 
-def _flattening(kind, names):
-    """The functions that take a node apart, with names of the parts or without, and the one that builds it again."""
-    keys = tuple(map(GetAttrKey, (*names, "no_number")))
+def _register(kind, names):
+    """Tell JAX which parts a node has; built again it is not checked, since JAX puts objects of its own in, too."""
+    keys = tuple(map(GetAttrKey, names))
 
     def parts(x):
-        values = tuple(getattr(x, name) for name in names)
-        return (*values, _no_number(x)) if kind is Pair else values, None
+        return tuple(getattr(x, name) for name in names), None
 
     def parts_with_keys(x):
-        return tuple(zip(keys, parts(x)[0], strict=False)), None
+        return tuple(zip(keys, parts(x)[0], strict=True)), None
 
-    def rebuilt(_, children):
-        """Not checked: JAX puts objects of its own in, too."""
-        x = kind._of(*children[: len(names)])
-        if kind is Pair:
-            x.no_number = children[-1]
-        return x
-
-    return parts_with_keys, rebuilt, parts
+    register_pytree_with_keys(kind, parts_with_keys, lambda _, parts: kind._of(*parts), parts)
 
 
-def _no_number(pair):
-    """A key as a 1 × 1 matrix, or as many as the batch has, so that the pair can be mapped over.
-
-    Each pair of arrays has a copy of its own: a compiled function that is given a pair to keep may free its arrays.
-    """
-    if hasattr(pair, "no_number"):
-        return pair.no_number
-    batch = getattr(pair.U, "shape", ())[:-2]
-    if batch:
-        return jnp.broadcast_to(_key(), (*batch, 1, 1))
-    if isinstance(pair.U, jax.core.Tracer):
-        return _key()
-    with jax.ensure_compile_time_eval():
-        return _key().copy()
+for _kind, _names in PARTS.items():
+    _register(_kind, (*_names, "no_number") if _kind is Pair else _names)
 
 
 @functools.cache
 def _key():
     with jax.ensure_compile_time_eval():
         return jax.random.key(0)[None, None]
-
-
-for _kind, _names in PARTS.items():
-    register_pytree_with_keys(_kind, *_flattening(_kind, _names))
 
 
 def is_low_rank(x: Any) -> TypeGuard[LowRank]:

@@ -5,13 +5,14 @@ the inner programs: a loop goes over the probes of its rounds, and collects X, a
 result.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun, primitives
 
-from lorsum.jax._probes import attached, zeros_of_all_rounds
+from lorsum.jax._probes import with_probe_for_S, with_probe_for_sum, zeros_of_all_rounds
 from lorsum.jax._stacks import rearranged
 from lorsum.jax._tracing import Product, TracedProgram
 from lorsum.jax.products import plain_product
@@ -23,48 +24,50 @@ __all__ = ["replayed"]
 def replayed(
     program: TracedProgram,
     inputs: Sequence[Array],
-    stack_probes: Sequence[Array | None],
+    sum_probes: Sequence[Any],
     probes: Sequence[Array | None],
-    summed: Collection[int],
 ) -> tuple[list[Array], list[Array | None], list[Array | None]]:
     """The results of a program, a probe beside each of them or None, and X of each product.
 
-    ``stack_probes`` has beside an input that is U of a stack of adapters a probe for SᵀX of all of them, else None;
-    ``probes`` one for each product, or None with adapters that were selected out of a stack. Of the adapters ``summed``
-    probes are for SᵀX, and X is None.
+    ``sum_probes`` has beside an input that is U of an adapter the probe for its SᵀX, if there is one, else None;
+    ``probes`` has one for S of each other product, else None, and so is X then.
     """
     jaxpr = program.jaxpr
     known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*program.consts, *inputs], strict=True))
-    beside = dict(zip(jaxpr.invars, stack_probes, strict=True))
-    probes, Xs = list(probes), []
+    beside = dict(zip(jaxpr.invars, sum_probes, strict=True))
+    probes = list(probes)
+    Xs: list[Array | None] = []
 
     def values(variables):
         return [v.val if isinstance(v, Literal) else known[v] for v in variables]
 
-    def stacks_of(variables):
+    def sum_probes_of(variables):
         return [None if isinstance(v, Literal) else beside.get(v) for v in variables]
 
     for i, eqn in enumerate(jaxpr.eqns):
-        part, arguments, stacks = program.found.get(i), values(eqn.invars), stacks_of(eqn.invars)
+        part, arguments, sum_probes = program.found.get(i), values(eqn.invars), sum_probes_of(eqn.invars)
         if part is None:
             results = _as_it_is(jaxpr, eqn, arguments)
-            if i in program.rearranging and stacks[0] is not None:
-                beside[eqn.outvars[0]] = rearranged(eqn, stacks[0], arguments[1:])
+            if i in program.rearranging:
+                for v, probe in zip(eqn.outvars, sum_probes, strict=False):
+                    beside[v] = None if probe is None else rearranged(eqn, probe, arguments[1:])
         elif isinstance(part, Product):
             y, probe = plain_product(*arguments, **eqn.params), probes.pop(0)
-            if part.selected:
-                probe = stacks[2].mT if part.transposed else stacks[1]
-            y, X = attached(part, y, arguments[0], probe, part.adapter in summed)
-            results = [y]
-            Xs.append(X)
+            if probe is None:
+                probe = sum_probes[2].mT if part.transposed else sum_probes[1]
+                results = [with_probe_for_sum(y, arguments[0], probe, part.view, part.stack, probe.dtype)]
+                Xs.append(None)
+            else:
+                results = [with_probe_for_S(y, probe)]
+                Xs.append(arguments[0])
         else:
             count = len(part.products)
             replay = _REPLAY_RULES[eqn.primitive]
-            results, stacks, inner_Xs = replay(eqn, part, arguments, stacks, probes[:count], summed)
+            results, sum_probes, inner_Xs = replay(eqn, part, arguments, sum_probes, probes[:count])
             probes, Xs = probes[count:], Xs + inner_Xs
-            beside.update(zip(eqn.outvars, stacks, strict=True))
+            beside.update(zip(eqn.outvars, sum_probes, strict=True))
         known.update(zip(eqn.outvars, results, strict=True))
-    return values(jaxpr.outvars), stacks_of(jaxpr.outvars), Xs
+    return values(jaxpr.outvars), sum_probes_of(jaxpr.outvars), Xs
 
 
 def _as_it_is(jaxpr, eqn, arguments):
@@ -81,55 +84,54 @@ def _as_it_is(jaxpr, eqn, arguments):
     return jaxpr_as_fun(ClosedJaxpr(alone, ()))(*inputs.values())
 
 
-def _call(eqn, inner, arguments, stacks, probes, summed):
-    return replayed(inner.programs[0], arguments, stacks, probes, summed)
+def _call(eqn, inner, arguments, sum_probes, probes):
+    return replayed(inner.programs[0], arguments, sum_probes, probes)
 
 
-def _checkpoint(eqn, inner, arguments, stacks, probes, summed):
+def _checkpoint(eqn, inner, arguments, sum_probes, probes):
     @partial(jax.checkpoint, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"])
-    def again(arguments, stacks, probes):
-        return replayed(inner.programs[0], arguments, stacks, probes, summed)
+    def again(arguments, sum_probes, probes):
+        return replayed(inner.programs[0], arguments, sum_probes, probes)
 
-    return again(arguments, stacks, probes)
+    return again(arguments, sum_probes, probes)
 
 
-def _loop(eqn, inner, arguments, stacks, probes, summed):
-    """A probe for S has a part for each round; one for SᵀX only where each round has an adapter of its own."""
-    (program,), p = inner.programs, eqn.params
+def _loop(eqn, inner, arguments, sum_probes, probes):
+    """A probe for S has a part for each round; one for SᵀX is sliced as U is, or the same for all rounds."""
+    p = eqn.params
     first, last = p["num_consts"], p["num_consts"] + p["num_carry"]
-    by_rounds = [x.adapter not in summed or (inner.loop_around(x).stacked and not x.selected) for x in program.products]
-    shared = [probe for probe, each in zip(probes, by_rounds, strict=True) if not each]
 
     def body(carried, over):
-        own, mine = iter(over[1]), iter(shared)
-        in_order = [next(own if each else mine) for each in by_rounds]
-        beside = [*stacks[:first], *[None] * len(carried), *over[2]]
-        results, _, Xs = replayed(program, [*arguments[:first], *carried, *over[0]], beside, in_order, summed)
+        inputs, of_slices, probes = over
+        beside = [*sum_probes[:first], *[None] * len(carried), *of_slices]
+        results, _, Xs = replayed(inner.programs[0], [*arguments[:first], *carried, *inputs], beside, probes)
         return results[: p["num_carry"]], (results[p["num_carry"] :], Xs)
 
-    over = arguments[last:], [probe for probe, each in zip(probes, by_rounds, strict=True) if each], stacks[last:]
     options = {name: p[name] for name in ("length", "reverse", "unroll")}
+    over = arguments[last:], sum_probes[last:], probes
     carried, (results, Xs) = jax.lax.scan(body, arguments[first:last], over, **options)
     results = [*carried, *results]
     return results, [None] * len(results), Xs
 
 
-def _branches(eqn, inner, arguments, stacks, probes, summed):
+def _branches(eqn, inner, arguments, sum_probes, probes):
     """Branches have different products: each gives zeros for X of those of the others."""
-    nothing = [None if x.adapter in summed else zeros_of_all_rounds(x, x.x) for x in inner.products]
+    nothing = [
+        None if probe is None else zeros_of_all_rounds(x, x.x) for x, probe in zip(inner.products, probes, strict=True)
+    ]
 
     def branch(number):
         first = sum(len(program.products) for program in inner.programs[:number])
         last = first + len(inner.programs[number].products)
 
-        def taken(arguments, stacks, probes):
-            results, _, Xs = replayed(inner.programs[number], arguments, stacks, probes[first:last], summed)
+        def taken(arguments, sum_probes, probes):
+            results, _, Xs = replayed(inner.programs[number], arguments, sum_probes, probes[first:last])
             return results, [*nothing[:first], *Xs, *nothing[last:]]
 
         return taken
 
     branches = list(map(branch, range(len(inner.programs))))
-    results, Xs = jax.lax.switch(arguments[0], branches, arguments[1:], stacks[1:], probes)
+    results, Xs = jax.lax.switch(arguments[0], branches, arguments[1:], sum_probes[1:], probes)
     return results, [None] * len(results), Xs
 
 

@@ -9,22 +9,11 @@ from jax import export
 
 from lorsum.jax._pytrees import PARTS
 from lorsum.jax.wrappers import ApplyIfFiniteState, MultiStepsState
-from lorsum.optim.factors import AdamWState, SGDState
-from lorsum.optim.matrices import SVDLoRAState
-from lorsum.optim.oplora import OPLoRAState
-from lorsum.optim.scaled import ScaledOPLoRAState
+from lorsum.optim import factors, matrices, oplora, scaled
 
 __all__ = ["register_with_flax"]
 
-_STATES: tuple[type, ...] = (
-    AdamWState,
-    OPLoRAState,
-    SGDState,
-    SVDLoRAState,
-    ScaledOPLoRAState,
-    ApplyIfFiniteState,
-    MultiStepsState,
-)
+_STATES = factors.SGDState, factors.AdamWState, matrices.SVDLoRAState, oplora.OPLoRAState, scaled.ScaledOPLoRAState
 
 
 def register_with_flax() -> None:
@@ -55,5 +44,5 @@ for _kind in PARTS:
         serialize_auxdata=lambda _: b"",
         deserialize_auxdata=lambda _: None,
     )
-for _kind in _STATES:
+for _kind in (*_STATES, ApplyIfFiniteState, MultiStepsState):
     export.register_namedtuple_serialization(_kind, serialized_name=f"lorsum.{_kind.__name__}")

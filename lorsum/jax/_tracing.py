@@ -31,7 +31,7 @@ class TracedFactor(NamedTuple):
 
     ``axes`` are the dimensions of the stack in the order in which they are in front. A round of ``loops`` has a slice
     of each of the dimensions ``taken``. ``selections`` are what else was done to the stack, whose dimensions then have
-    no number.
+    no number: its gradient is had as a sum only.
     """
 
     adapter: int
@@ -89,19 +89,9 @@ class Product:
         return self.factor.side == "V"
 
     @property
-    def selected(self) -> bool:
-        """True for an adapter that was taken out of a stack otherwise than by a loop over it."""
-        return bool(self.factor.selections)
-
-    @property
     def stack(self) -> int:
         """The number of leading dimensions of x and y that are those of a stack of adapters."""
         return len(self.factor.axes)
-
-    @property
-    def order(self) -> tuple:
-        """The dimension of the adapters' stack that comes first in all that is collected from loops, and so on."""
-        return self.factor.taken + self.factor.axes
 
     @property
     def rows(self) -> int:
@@ -116,7 +106,8 @@ class Product:
 class TracedProgram:
     """A program and, by the number of an equation, the product that it is or the programs inside it.
 
-    ``rearranging`` are the equations that change the stack of their first operand, a factor.
+    ``rearranging`` are the equations that give factors again, mostly with the stack of their
+    first operand changed.
     """
 
     jaxpr: Any
@@ -141,19 +132,20 @@ class InnerPrograms(NamedTuple):
     def products(self) -> list[Product]:
         """Their products, as seen from outside."""
         inside = [x for program in self.programs for x in program.products]
-        return inside if self.length is None else [replace(x, loops=(self.loop_around(x), *x.loops)) for x in inside]
+        if self.length is None:
+            return inside
+        own = id(self.programs[0].jaxpr)
+        return [replace(x, loops=(Loop(self.length, own in x.factor.loops), *x.loops)) for x in inside]
 
-    def loop_around(self, product: Product) -> Loop:
-        """The loop as a product in it sees it."""
-        return Loop(self.length, id(self.programs[0].jaxpr) in product.factor.loops)
 
-
-def find_products(program: Any, origins: Sequence[Origin], numbers: ValueNumbers | None = None) -> TracedProgram:
-    """The products in a jaxpr, from the origins of its inputs."""
-    program = _closed(program)
-    traced = TracedProgram(program.jaxpr, program.consts)
+def find_products(
+    program: Any, origins: Sequence[Origin], inputs: Sequence = (), outside: ValueNumbers | None = None
+) -> TracedProgram:
+    """The products in a jaxpr, from the origins of its inputs, and the value numbers of the first of them."""
+    if not isinstance(program, ClosedJaxpr):
+        program = ClosedJaxpr(program, ())
+    traced, numbers = TracedProgram(program.jaxpr, program.consts), ValueNumbers(program, inputs, outside)
     known = dict(zip(program.jaxpr.invars, origins, strict=True))
-    numbers = numbers or ValueNumbers(program)
 
     def origins_of(variables: list) -> list[Origin]:
         return [None if isinstance(v, Literal) else known.get(v) for v in variables]
@@ -266,12 +258,7 @@ _TRACING_RULES: dict[Any, Callable[[Any, list[Origin], ValueNumbers], Traced]] =
 
 def _inner(program: Any, origins: list[Origin], numbers: ValueNumbers, variables: list) -> TracedProgram:
     """A program in an equation, whose first inputs are these variables outside."""
-    program = _closed(program)
-    return find_products(program, origins, ValueNumbers(program, [numbers[v] for v in variables], numbers))
-
-
-def _closed(program):
-    return program if isinstance(program, ClosedJaxpr) else ClosedJaxpr(program, ())
+    return find_products(program, origins, [numbers[v] for v in variables], numbers)
 
 
 def _rearranged(eqn, origins, numbers):

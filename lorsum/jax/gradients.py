@@ -16,8 +16,8 @@
       │  rule.step(W, G, state)                                                transformations.py, lorsum.optim
     updates, the differences of U and V, for optax.apply_updates
 
-No derivative with respect to U and V is taken. Where G = SᵀX is fewer numbers than S and X, the derivative with respect
-to the probe is that sum, and the gradient a matrix.
+No derivative with respect to U and V is taken. Where G = SᵀX is fewer numbers than S and X, the probe is one of W's
+size, the derivative with respect to it is that sum, and the gradient a matrix.
 """
 
 from collections.abc import Callable, Collection
@@ -27,7 +27,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from lorsum.jax._probes import collected, probes, stack_probes
+from lorsum.jax._probes import collected, probes, sum_probes
 from lorsum.jax._pytrees import PyTree, is_low_rank
 from lorsum.jax._replay import replayed
 from lorsum.jax._serialization import register_with_flax
@@ -48,9 +48,9 @@ def value_and_grad(
 ) -> Callable[..., tuple[Any, PyTree]]:
     """A function that computes a loss and its gradient, that of an adapter W with respect to the matrix W.
 
-    Like :func:`jax.value_and_grad`, but in place of a :class:`lorsum.LowRank` of the parameters the gradient has the
-    pair ``LowRank(Sᵀ, Xᵀ)``, G = SᵀX, where S are the gradients with respect to the outputs of all products with
-    W, and X their inputs, a row each; or G itself where that is smaller.
+    Like :func:`jax.value_and_grad`, but in place of a :class:`lorsum.LowRank` of the parameters the gradient has a
+    :class:`lorsum.jax.Pair` (Sᵀ, Xᵀ), G = SᵀX, where S are the gradients with respect to the outputs of all products
+    with W, and X their inputs, a row each; or G itself where that is smaller.
 
     Parameters
     ----------
@@ -83,9 +83,9 @@ def value_and_grad(
 
     Notes
     -----
-    A pair is a :class:`lorsum.jax.Pair`, whose arrays cannot be added, averaged (``pmean``), measured or scaled on
-    their own. Take the mean over micro-batches by :func:`lorsum.jax.multi_steps`, or inside of the loss by a ``scan``;
-    over devices by sharding the batch; or ask for "dense".
+    A pair's arrays cannot be added, averaged (``pmean``), measured or scaled on their own. Take the mean over
+    micro-batches by :func:`lorsum.jax.multi_steps`, or inside of the loss by a ``scan``; over devices by sharding the
+    batch; or ask for "dense".
 
     The loss may have derivatives with respect to other things in it, as gradient penalties and differential equations
     have: along x alone ``jax.grad``, ``jax.jvp`` and their like of ``lora(x, W)`` are products again. Not so the
@@ -109,7 +109,6 @@ def value_and_grad(
     """
     if gradient not in get_args(Form):
         raise ValueError(f"`gradient` is {gradient!r}; it must be one of {', '.join(map(repr, get_args(Form)))}.")
-
     register_with_flax()  # it may have been imported since
 
     def value_and_gradient(params: PyTree, *args: Any, **kwargs: Any) -> tuple[Any, PyTree]:
@@ -126,17 +125,17 @@ def value_and_grad(
         parts.check(program)
         summed = parts.summed(program, gradient)
 
-        def with_probes(others: PyTree, of_stacks: dict[int, Array], of_products: list[Any]) -> tuple[Any, Any]:
+        def with_probes(others: PyTree, of_sums: dict[int, Array], of_products: list[Any]) -> tuple[Any, Any]:
             inputs = jax.tree.leaves((parts.adapters, others))
-            beside = [of_stacks.get(number) if side == "U" else None for number in parts.adapters for side in "UV"]
+            beside = [of_sums.get(number) if side == "U" else None for number in parts.adapters for side in "UV"]
             beside += [None] * len(others)
-            (value, *arrays), _, Xs = replayed(program, inputs, beside, of_products, summed)
+            (value, *arrays), _, Xs = replayed(program, inputs, beside, of_products)
             return value, (arrays, Xs)
 
-        zeros = stack_probes(program, parts.adapters), probes(program, parts.adapters, summed)
+        zeros = sum_probes(program, parts.adapters, summed), probes(program, summed)
         differentiated = jax.value_and_grad(with_probes, argnums=(0, 1, 2), has_aux=True)
-        (value, (arrays, Xs)), (gradients, of_stacks, of_products) = differentiated(parts.others, *zeros)
-        gradients = parts.whole(gradients | collected(program, of_stacks, of_products, Xs))
+        (value, (arrays, Xs)), (of_others, sums, of_products) = differentiated(parts.others, *zeros)
+        gradients = parts.whole(of_others | sums | collected(program, of_products, Xs))
         aux = eqx.combine(jax.tree.unflatten(jax.tree.structure(results), arrays), static)
         return ((value, aux) if has_aux else value), gradients
 
@@ -180,8 +179,13 @@ class _Parts:
         for number, (_, leaf) in enumerate(leaves):
             if is_low_rank(leaf):
                 self.adapters[number] = leaf
+            elif isinstance(leaf, float) or (hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)):
+                self.others[number] = leaf
             else:
-                self.others[number] = _checked(self.names[number], leaf)
+                raise TypeError(
+                    f"`{self.names[number]}` is a {type(leaf).__name__}; a LowRank or an array of floating-point "
+                    "numbers is needed. Pass other things as further arguments of the loss (see lorsum.jax.partition)."
+                )
 
     def whole(self, parts: dict[int, Any]) -> PyTree:
         """Parts by number as parameters again."""
@@ -197,14 +201,14 @@ class _Parts:
     def check(self, program: TracedProgram) -> None:
         """An error unless the loss depends on every adapter, and through its products only."""
         used = program.results[0]
+        if isinstance(used, OtherUse) and used.of_products:
+            raise NotImplementedError(
+                f"`loss` has a product with `{self.names[used.adapter]}` inside of `{used.operation}`, where its "
+                "gradient cannot be had as a pair. Loops of fixed length (scan), branches, jit, vmap and checkpoint "
+                "are supported; elsewhere what is under stop_gradient."
+            )
         if used is not None:
             operation = used.operation if isinstance(used, OtherUse) else "nothing"
-            if isinstance(used, OtherUse) and used.of_products:
-                raise NotImplementedError(
-                    f"`loss` has a product with `{self.names[used.adapter]}` inside of `{operation}`, where its "
-                    "gradient cannot be had as a pair. Loops of fixed length (scan), branches, jit, vmap and "
-                    "checkpoint are supported; elsewhere what is under stop_gradient."
-                )
             raise ValueError(
                 f"`loss` depends on the factors of `{self.names[used.adapter]}` through `{operation}`, where only "
                 "products by lorsum.jax.lora and lora_conv have a gradient that is a pair. Use these, or stop_gradient."
@@ -215,17 +219,16 @@ class _Parts:
                 "value_and_grad is called where arrays have manual or explicit axes, which its probes have not: call "
                 "it under jit with sharded arrays, or in shard_map with `check_vma=False`."
             )
-        found = {x.adapter for x in program.products}
-        for number in self.adapters:
-            if number not in found:
-                raise ValueError(
-                    f"`loss` takes no product with `{self.names[number]}` by lorsum.jax.lora or lora_conv: it has no "
-                    "gradient. Pass it as a further argument of the loss where it is not trained."
-                )
+        without = self.adapters.keys() - {x.adapter for x in program.products}
+        if without:
+            raise ValueError(
+                f"`loss` takes no product with `{self.names[min(without)]}` by lorsum.jax.lora or lora_conv: it has no "
+                "gradient. Pass it as a further argument of the loss where it is not trained."
+            )
 
     def summed(self, program: TracedProgram, form: Form) -> Collection[int]:
         """The adapters of which the gradient is kept as SᵀX."""
-        selected = frozenset(x.adapter for x in program.products if x.selected)
+        selected = frozenset(x.adapter for x in program.products if x.factor.selections)
         if selected and form == "pairs":
             raise NotImplementedError(
                 f"`gradient` is 'pairs', but `loss` takes `{self.names[min(selected)]}` out of a stack by an index or "
@@ -262,14 +265,3 @@ def _checked_result(result: Any, has_aux: bool) -> tuple[Any, Any]:
     if not hasattr(value, "shape") and not isinstance(value, (int, float, complex)):
         raise TypeError(f"`loss` gives a {type(value).__name__}; a number is needed.")
     return value, aux
-
-
-def _checked(name: str, leaf: Any) -> Any:
-    """An array of floating-point numbers."""
-    numeric = isinstance(leaf, float) or hasattr(leaf, "dtype")
-    if not (numeric and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)):
-        raise TypeError(
-            f"`{name}` is a {type(leaf).__name__}; a LowRank or an array of floating-point numbers is needed. Pass "
-            "other things as further arguments of the loss (see lorsum.jax.partition)."
-        )
-    return leaf

@@ -4,11 +4,11 @@ Equinox, since its modules are pytrees and nothing else: an adapter is a leaf of
 ``jax.jit``, Optax and :func:`lorsum.jax.value_and_grad` take the model as it is.
 """
 
-import functools
+import abc
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import equinox as eqx
 import jax
@@ -23,9 +23,55 @@ from lorsum.typing import Array
 __all__ = ["LoRAConv2d", "LoRALinear", "add_lora", "partition"]
 
 _BASES = (eqx.nn.Linear, eqx.nn.Conv2d)
+Base = TypeVar("Base", eqx.nn.Linear, eqx.nn.Conv2d)
 
 
-class LoRALinear(eqx.Module):
+class LoRALayer(eqx.Module, Generic[Base]):
+    """A layer with an adapter beside it: x ↦ base(x) + s · W dropout(x). Derived classes say how W multiplies."""
+
+    base: Base
+    W: LowRank
+    dropout: eqx.nn.Dropout
+    scaling: float = eqx.field(static=True)
+
+    def __init__(self, base: Base, rank: int, *, alpha: float | None = None, dropout: float = 0.0, key: Array) -> None:
+        if alpha is not None and not (isinstance(alpha, (int, float)) and math.isfinite(alpha)):
+            raise ValueError(f"`alpha` is {alpha!r}; a finite number is needed.")
+        m, n = _matrix_of(base).shape
+        rank, dtype = as_rank(rank, (m, n)), base.weight.dtype
+        self.base, self.dropout, self.scaling = base, eqx.nn.Dropout(dropout), 1.0 if alpha is None else alpha / rank
+        V = jax.random.uniform(key, (n, rank), dtype, -(n**-0.5), n**-0.5)
+        self.W = LowRank(jnp.zeros((m, rank), dtype), V)  # B = 0: at first the layer computes what its base does
+
+    def __call__(self, x: Array, *args: Any, key: Array | None = None, **kwargs: Any) -> Any:
+        """The base's output, and the adapter's.
+
+        Parameters
+        ----------
+        x : array, shape (..., d_in) or (d_in, height, width)
+            Rows of any number of dimensions, unlike Equinox's own layer; or one image, as Equinox has it, of which
+            batches are made by ``jax.vmap``.
+        *args, **kwargs
+            Passed on to the base, if it is of a class that takes more, such as a state.
+        key : jax.random.key, optional
+            For dropout; the base gets it too, if it takes one.
+
+        Returns
+        -------
+        array, shape (..., d_out) or (d_out, height, width)
+            Where the base gives a tuple, its first entry is taken for the output, and the others are passed on.
+        """
+        folded = None if key is None else jax.random.fold_in(key, 0)  # dropout and what the base draws: independent
+        adapted = self.scaling * self._product(self.dropout(x, key=folded))
+        y: Any = _called(self.base, x, key, args, kwargs)
+        return (y[0] + adapted, *y[1:]) if isinstance(y, tuple) else y + adapted
+
+    @abc.abstractmethod
+    def _product(self, x: Array) -> Array:
+        """The product of x with W."""
+
+
+class LoRALinear(LoRALayer[eqx.nn.Linear]):
     """A linear layer with a LoRA adapter beside it: x ↦ base(x) + s · W dropout(x).
 
     Parameters
@@ -61,44 +107,11 @@ class LoRALinear(eqx.Module):
     (LowRank(4 × 5, rank 2, float32), (7, 4))
     """
 
-    base: eqx.nn.Linear
-    W: LowRank
-    dropout: eqx.nn.Dropout
-    scaling: float = eqx.field(static=True)
-
-    def __init__(
-        self, base: eqx.nn.Linear, rank: int, *, alpha: float | None = None, dropout: float = 0.0, key: Array
-    ) -> None:
-        if "scalar" in (base.in_features, base.out_features):
-            raise ValueError("`base` has a scalar input or output; one of size 1 is needed.")
-        self.base, self.dropout, self.scaling = base, eqx.nn.Dropout(dropout), _scaling(alpha, rank)
-        self.W = _adapter(_as_matrix(base.weight, 2), rank, key)
-
-    def __call__(self, x: Array, *args: Any, key: Array | None = None, **kwargs: Any) -> Any:
-        """The base's output, and the adapter's.
-
-        Parameters
-        ----------
-        x : array, shape (..., d_in)
-            Unlike Equinox's own layer this takes rows of any number of dimensions.
-        *args, **kwargs
-            Passed on to the base, if it is of a class that takes more, such as a state.
-        key : jax.random.key, optional
-            For dropout; the base gets it too.
-
-        Returns
-        -------
-        array, shape (..., d_out)
-            Where the base gives a tuple, its first entry is taken for the output, and the others are passed on.
-        """
-        call = functools.partial(_called, self.base, key=key, args=args, kwargs=kwargs)
-        if computes_as(eqx.nn.Linear, self.base):
-            for _ in x.shape[:-1]:
-                call = jax.vmap(call)
-        return _beside(call(x), self.scaling * lora(self.dropout(x, key=_folded(key)), self.W))
+    def _product(self, x: Array) -> Array:
+        return lora(x, self.W)
 
 
-class LoRAConv2d(eqx.Module):
+class LoRAConv2d(LoRALayer[eqx.nn.Conv2d]):
     """A convolution with a frozen weight and a LoRA adapter, the convolution being viewed as a matrix.
 
     Its matrix is d_out × (d_in · kernel): it multiplies the patches of the image.
@@ -125,39 +138,10 @@ class LoRAConv2d(eqx.Module):
     (LowRank(8 × 75, rank 2, float32), (8, 5, 5))
     """
 
-    base: eqx.nn.Conv2d
-    W: LowRank
-    dropout: eqx.nn.Dropout
-    scaling: float = eqx.field(static=True)
-
-    def __init__(
-        self, base: eqx.nn.Conv2d, rank: int, *, alpha: float | None = None, dropout: float = 0.0, key: Array
-    ) -> None:
-        if base.groups != 1:
-            raise ValueError(f"`base` has {base.groups} groups; a convolution with groups is no single matrix.")
-        if base.padding_mode.upper() != "ZEROS":
-            raise ValueError(f"`base` has the padding mode {base.padding_mode}; 'ZEROS' is needed.")
-        self.base, self.dropout, self.scaling = base, eqx.nn.Dropout(dropout), _scaling(alpha, rank)
-        self.W = _adapter(_as_matrix(base.weight, 4), rank, key)
-
-    def __call__(self, x: Array, *args: Any, key: Array | None = None, **kwargs: Any) -> Any:
-        """The base's output, and the adapter's.
-
-        Parameters
-        ----------
-        x : array, shape (d_in, height, width)
-            One image, as Equinox has it; batches by ``jax.vmap``.
-        *args, key, **kwargs
-            As for :class:`LoRALinear`.
-
-        Returns
-        -------
-        array, shape (d_out, height, width)
-        """
+    def _product(self, x: Array) -> Array:
         base = self.base
         geometry: dict[str, Any] = {"stride": base.stride, "padding": base.padding, "dilation": base.dilation}
-        adapted = lora_conv(self.dropout(x, key=_folded(key)), self.W, base.kernel_size, **geometry)
-        return _beside(_called(base, x, key, args, kwargs), self.scaling * adapted)
+        return lora_conv(x, self.W, base.kernel_size, **geometry)
 
 
 def add_lora(
@@ -169,7 +153,7 @@ def add_lora(
     dropout: float = 0.0,
     key: Array,
 ) -> PyTree:
-    """A model with adapters in place of its layers.
+    """A new model, with adapters in place of layers.
 
     Parameters
     ----------
@@ -184,11 +168,6 @@ def add_lora(
         As for :class:`LoRALinear`.
     key : jax.random.key
 
-    Returns
-    -------
-    pytree
-        A new model.
-
     Raises
     ------
     ValueError
@@ -201,9 +180,10 @@ def add_lora(
     >>> [layer.W for layer in add_lora(mlp, 2, key=jax.random.key(1)).layers]
     [LowRank(8 × 5, rank 2, float32), LowRank(3 × 8, rank 2, float32)]
     """
-    if targets is None:
-        targets = _is_linear
-    leaves, structure = jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_layer)
+    targets = targets or (lambda name, layer: isinstance(layer, eqx.nn.Linear))
+    leaves, structure = jax.tree_util.tree_flatten_with_path(
+        model, is_leaf=lambda part: isinstance(part, _BASES) or is_adapted(part)
+    )
     places = [
         (number, layer)
         for number, (path, layer) in enumerate(leaves)
@@ -215,11 +195,9 @@ def add_lora(
             "equinox.nn.Conv2d. For others, lorsum.jax.lora(x, W) is the product with an adapter."
         )
     adapted = [layer for _, layer in leaves]
-    kind: Any
     for (number, layer), own in zip(places, jax.random.split(key, len(places)), strict=True):
-        kind, ndim = (LoRALinear, 2) if isinstance(layer, eqx.nn.Linear) else (LoRAConv2d, 4)
-        smaller = min(rank, *_as_matrix(layer.weight, ndim).shape)
-        adapted[number] = kind(layer, smaller, alpha=alpha, dropout=dropout, key=own)
+        kind: Any = LoRALinear if isinstance(layer, eqx.nn.Linear) else LoRAConv2d
+        adapted[number] = kind(layer, min(rank, *_matrix_of(layer).shape), alpha=alpha, dropout=dropout, key=own)
     return jax.tree.unflatten(structure, adapted)
 
 
@@ -275,59 +253,38 @@ def computes_as(kind: type, layer: Any) -> bool:
     return type(layer).__call__ is kind.__call__
 
 
+def is_adapted(part: Any) -> bool:
+    """True for a layer with an adapter."""
+    return isinstance(part, LoRALayer)
+
+
 def _called(base: Any, x: Array, key: Array | None, args: Any, kwargs: dict[str, Any]) -> Any:
-    """What a layer gives, also if it is of a class that takes no key."""
+    """What a layer gives, also if it is of a class that takes no key; Equinox's linear one for each row."""
     takes = inspect.signature(type(base).__call__).parameters
     if key is not None and ("key" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values())):
         kwargs = {"key": key, **kwargs}
-    return base(x, *args, **kwargs)
+
+    def call(x: Array) -> Any:
+        return base(x, *args, **kwargs)
+
+    for _ in x.shape[:-1] if computes_as(eqx.nn.Linear, base) else ():
+        call = jax.vmap(call)
+    return call(x)
 
 
-def _beside(y: Any, adapted: Array) -> Any:
-    """The sum of a base's output and its adapter's."""
-    if isinstance(y, tuple):
-        return (y[0] + adapted, *y[1:])
-    return y + adapted
-
-
-def _folded(key: Array | None) -> Array | None:
-    """Another key, so that dropout and what the base draws are independent."""
-    return None if key is None else jax.random.fold_in(key, 0)
-
-
-def is_adapted(part: Any) -> bool:
-    """True for a layer with an adapter."""
-    return isinstance(part, (LoRALinear, LoRAConv2d))
-
-
-def _is_layer(part: Any) -> bool:
-    """True for what an adapter fits, and for layers that have one, which are left as they are."""
-    return isinstance(part, _BASES) or is_adapted(part)
-
-
-def _is_linear(name: str, layer: Any) -> bool:
-    return isinstance(layer, eqx.nn.Linear)
-
-
-def _scaling(alpha: Any, rank: int) -> float:
-    if alpha is not None and not (isinstance(alpha, (int, float)) and math.isfinite(alpha)):
-        raise ValueError(f"`alpha` is {alpha!r}; a finite number is needed.")
-    return 1.0 if alpha is None else alpha / rank
-
-
-def _as_matrix(weight: Any, ndim: int) -> Array:
-    """The weight of one layer as a matrix."""
-    if getattr(weight, "ndim", None) != ndim:
+def _matrix_of(base: Any) -> Array:
+    """The weight of one layer as the matrix that an adapter is beside."""
+    is_linear = isinstance(base, eqx.nn.Linear)
+    if is_linear and "scalar" in (base.in_features, base.out_features):
+        raise ValueError("`base` has a scalar input or output; one of size 1 is needed.")
+    if not is_linear and base.groups != 1:
+        raise ValueError(f"`base` has {base.groups} groups; a convolution with groups is no single matrix.")
+    if not is_linear and base.padding_mode.upper() != "ZEROS":
+        raise ValueError(f"`base` has the padding mode {base.padding_mode}; 'ZEROS' is needed.")
+    ndim = 2 if is_linear else 4
+    if getattr(base.weight, "ndim", None) != ndim:
         raise ValueError(
             f"`base` has a weight that is no array of {ndim} dimensions. For a stack of layers take "
             "equinox.filter_vmap of this function; put adapters in before an equinox.nn.Shared."
         )
-    return weight.reshape(len(weight), -1)
-
-
-def _adapter(weight: Array, rank: int, key: Array) -> LowRank:
-    """B = 0 and A uniform on ±1/√d_in: the layer computes what its base does."""
-    m, n = weight.shape
-    rank = as_rank(rank, (m, n), "rank")
-    V = jax.random.uniform(key, (n, rank), weight.dtype, -(n**-0.5), n**-0.5)
-    return LowRank(jnp.zeros((m, rank), weight.dtype), V)
+    return base.weight.reshape(len(base.weight), -1)

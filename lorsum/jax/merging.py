@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lorsum._arrays import computing_dtype
 from lorsum.jax._pytrees import PyTree, is_low_rank
-from lorsum.jax.layers import LoRAConv2d, LoRALinear, computes_as, is_adapted
+from lorsum.jax.layers import LoRALayer, computes_as, is_adapted
 from lorsum.lowrank import LowRank
 from lorsum.typing import Array
 
@@ -18,15 +18,12 @@ __all__ = ["merge", "merge_into"]
 def merge(model: PyTree) -> PyTree:
     """A model without adapters: each layer that has one is its base again, with the weight W₀ + s · W.
 
+    It computes the same, but for dropout.
+
     Parameters
     ----------
     model : pytree
         With layers of :func:`add_lora` in it. A model that was split is put together first, by ``equinox.combine``.
-
-    Returns
-    -------
-    pytree
-        A new model that computes the same, but for dropout.
 
     Raises
     ------
@@ -54,7 +51,7 @@ def merge(model: PyTree) -> PyTree:
 
 
 def merge_into(weights: PyTree, adapters: PyTree, *, scaling: float = 1.0) -> PyTree:
-    """Weights with adapters added to them, W₀ + s · W, for models that are pytrees of arrays.
+    """Weights with adapters added to them, W₀ + s · W, in their own dtypes, for models that are pytrees of arrays.
 
     Parameters
     ----------
@@ -64,11 +61,6 @@ def merge_into(weights: PyTree, adapters: PyTree, *, scaling: float = 1.0) -> Py
         Of a kernel that is stored as d_in × d_out, as in Flax, the adapter is ``W.T``.
     scaling : float
         s.
-
-    Returns
-    -------
-    pytree
-        ``weights``, in their own dtypes.
 
     Raises
     ------
@@ -86,17 +78,18 @@ def merge_into(weights: PyTree, adapters: PyTree, *, scaling: float = 1.0) -> Py
     by_place = dict(leaves)
     for path, W in jax.tree_util.tree_leaves_with_path(adapters, is_leaf=is_low_rank):
         place, weight = f"adapters{jax.tree_util.keystr(path)}", by_place.get(path)
+        shape = "is missing" if weight is None else getattr(weight, "shape", type(weight).__name__)
         if not is_low_rank(W):
             raise ValueError(f"`{place}` is a {type(W).__name__}; a LowRank or None is needed.")
-        if getattr(weight, "shape", None) != W.shape:
-            raise ValueError(f"`{place}` has shape {W.shape}, but the weight in its place {_shape_or_none(weight)}.")
+        if shape != W.shape:
+            raise ValueError(f"`{place}` has shape {W.shape}, but the weight in its place {shape}.")
         by_place[path] = _sum(weight, W, scaling)
     return jax.tree.unflatten(structure, [by_place[path] for path, _ in leaves])
 
 
-def _merged(place: str, layer: LoRALinear | LoRAConv2d) -> eqx.Module:
+def _merged(place: str, layer: LoRALayer[Any]) -> eqx.Module:
     """The base with the adapter in its weight."""
-    base, kind = layer.base, eqx.nn.Linear if isinstance(layer, LoRALinear) else eqx.nn.Conv2d
+    base, kind = layer.base, eqx.nn.Linear if isinstance(layer.base, eqx.nn.Linear) else eqx.nn.Conv2d
     if not computes_as(kind, base):
         raise ValueError(
             f"`model{place}` adapts a {type(base).__name__}, which computes otherwise than equinox.nn.{kind.__name__}: "
@@ -111,7 +104,3 @@ def _sum(weight: Array, W: LowRank, scaling: float) -> Array:
     """W₀ + s · W, added up in the more precise of the two dtypes, at least in single."""
     dtype = computing_dtype(jnp, jnp.result_type(weight.dtype, W.dtype))
     return (weight.astype(dtype) + scaling * W.astype(dtype).to_dense()).astype(weight.dtype)
-
-
-def _shape_or_none(weight: Any) -> Any:
-    return "is missing" if weight is None else getattr(weight, "shape", type(weight).__name__)

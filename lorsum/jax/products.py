@@ -15,7 +15,7 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from lorsum.jax._matrix_views import Convolution, Linear, MatrixView
+from lorsum.jax._matrix_views import Convolution, Linear, MatrixView, over_stack
 from lorsum.lowrank import LowRank, LowRankSum
 from lorsum.typing import Array
 
@@ -64,7 +64,7 @@ def lora(x: Array, W: LowRank | LowRankSum) -> Array:
     >>> lora(jnp.eye(2), W).tolist()
     [[1.0, 1.0, 1.0], [2.0, 2.0, 2.0]]
     """
-    return _product(x, W, Linear(), 1)
+    return _product(x, W, Linear())
 
 
 def lora_conv(
@@ -104,10 +104,10 @@ def lora_conv(
     dims = len(kernel)
     pads: Any = padding
     if not isinstance(padding, str):
-        pads = (padding,) * dims if isinstance(padding, int) or np.ndim(padding) == 0 else tuple(padding)
-        pads = tuple(_sizes("padding", pad, 2) for pad in pads)
+        each = padding if np.iterable(padding) else (padding,) * dims
+        pads = tuple(_sizes("padding", pad, 2) for pad in each)
     view = Convolution(kernel, _sizes("stride", stride, dims), pads, _sizes("dilation", dilation, dims))
-    return _product(x, W, view, 1 + dims)
+    return _product(x, W, view)
 
 
 def _sizes(name: str, value: Any, count: int | None) -> tuple[int, ...]:
@@ -120,15 +120,15 @@ def _sizes(name: str, value: Any, count: int | None) -> tuple[int, ...]:
     return tuple(map(operator.index, values))
 
 
-def _product(x: Array, W: Any, view: MatrixView, dims: int) -> Array:
-    """The product of an x that has so many dimensions beside leading ones."""
+def _product(x: Array, W: Any, view: MatrixView) -> Array:
+    """The product, checked, that of a sum term by term."""
     if isinstance(W, LowRankSum) and W.is_factored:
-        products = [c * _product(x, A, view, dims) for A, c in zip(W.terms, W.coefficients, strict=True)]
+        products = [c * _product(x, A, view) for A, c in zip(W.terms, W.coefficients, strict=True)]
         return sum(products[1:], products[0])
     if not isinstance(W, LowRank):
         raise TypeError(f"`W` is a {type(W).__name__}; a LowRank is needed.")
     x, stack = jnp.asarray(x), tuple(W.shape[:-2])
-    if x.shape[: len(stack)] != stack or x.ndim < len(stack) + dims or view.columns(x.shape) != W.shape[-1]:
+    if x.shape[: len(stack)] != stack or x.ndim < len(stack) + view.dims or view.columns(x.shape) != W.shape[-1]:
         raise ValueError(
             f"`x` has shape {x.shape}, but `W` of shape {W.shape} multiplies one of shape {view.wanted(W.shape)}."
         )
@@ -139,11 +139,8 @@ def _product(x: Array, W: Any, view: MatrixView, dims: int) -> Array:
 
 def plain_product(x: Array, U: Array, V: Array, *, view: MatrixView, precision: Any) -> Array:
     """The product, of one adapter or of a stack of them, in operations of jax.numpy."""
-    product = view.product
-    for _ in U.shape[:-2]:
-        product = jax.vmap(product)
     with jax.default_matmul_precision(precision):
-        return product(x, U, V)
+        return over_stack(view.product, U.ndim - 2)(x, U, V)
 
 
 def _abstract(x: Any, U: Any, V: Any, **how: Any) -> Any:

@@ -1,8 +1,8 @@
 """The update rules of :mod:`lorsum.optim` as gradient transformations of Optax."""
 
 import inspect
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, Literal, TypedDict, TypeVar, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from lorsum.jax._serialization import register_with_flax
 from lorsum.lowrank import LowRank
 from lorsum.optim.rule import Schedule
 from lorsum.optim.scaled import Scale
-from lorsum.typing import RNG, Scalar
+from lorsum.typing import RNG, Factor, Scalar
 
 __all__ = [
     "oplora",
@@ -28,6 +28,40 @@ __all__ = [
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class SVDLoRAOptions(TypedDict, total=False):
+    """Options of :class:`lorsum.optim.SVDLoRA` beside ``lr``; the rule has their defaults."""
+
+    momentum: Scalar
+    weight_decay: Scalar
+    maximize: bool
+
+
+class PreconditionedSGDOptions(SVDLoRAOptions, total=False):
+    """Options of :class:`lorsum.optim.PreconditionedSGD`."""
+
+    reg: Scalar
+
+
+class PreconditionedAdamWOptions(TypedDict, total=False):
+    """Options of :class:`lorsum.optim.PreconditionedAdamW`."""
+
+    betas: tuple[float, float]
+    eps: Scalar
+    weight_decay: Scalar
+    maximize: bool
+    reg: Scalar
+
+
+class OPLoRAOptions(PreconditionedSGDOptions, total=False):
+    """Options of :class:`lorsum.optim.OPLoRA` and of the rules derived from it."""
+
+    momentum_rank: int | None
+    iters: int
+    first: Factor
+    simultaneous: bool
+    method: Literal["auto", "direct", "coefficients"]
 
 
 def transformation(rule: optim.Rule, *, rng: RNG = 0) -> optax.GradientTransformation:
@@ -107,10 +141,9 @@ def _with_options_of(rule: Callable[..., optim.Rule]) -> Callable[[F], F]:
     """Show a rule's options and their defaults in the signature of a function that passes ``**options`` on to it."""
 
     def shown(function: F) -> F:
-        first, *others = inspect.signature(function).parameters.values()
-        own = [first, *(p for p in others if p.kind is not p.VAR_KEYWORD)]
-        options = [p for name, p in inspect.signature(rule).parameters.items() if name not in {p.name for p in own}]
-        signature = inspect.signature(function).replace(parameters=[first, *options, *own[1:]])
+        own, options = inspect.signature(function), inspect.signature(rule).parameters
+        named = {name: p for name, p in own.parameters.items() if p.kind is not p.VAR_KEYWORD}
+        signature = own.replace(parameters=list({**options, **named}.values()))
         function.__signature__ = signature  # type: ignore[attr-defined]
         return function
 
@@ -118,7 +151,7 @@ def _with_options_of(rule: Callable[..., optim.Rule]) -> Callable[[F], F]:
 
 
 @_with_options_of(optim.OPLoRA)
-def oplora(lr: Scalar | Schedule, *, rng: RNG = 0, **options: Any) -> optax.GradientTransformation:
+def oplora(lr: Scalar | Schedule, *, rng: RNG = 0, **options: Unpack[OPLoRAOptions]) -> optax.GradientTransformation:
     """OPLoRA: each adapter takes the step W − ηG − ηαM, rounded to its rank by LoRSum (algorithm 1 of the paper).
 
     Parameters
@@ -158,19 +191,21 @@ def oplora(lr: Scalar | Schedule, *, rng: RNG = 0, **options: Any) -> optax.Grad
 
 
 @_with_options_of(optim.ProjectedOPLoRA)
-def projected_oplora(lr: Scalar | Schedule, *, rng: RNG = 0, **options: Any) -> optax.GradientTransformation:
+def projected_oplora(
+    lr: Scalar | Schedule, *, rng: RNG = 0, **options: Unpack[OPLoRAOptions]
+) -> optax.GradientTransformation:
     """OPLoRA with LoFT's momentum, projected at each step on what the adapter's factors can express.
 
-    Parameters
-    ----------
-    lr, momentum, iters, reg, first, simultaneous, method, weight_decay, maximize, rng
-        As for :func:`oplora`. M has rank 2r, so ``momentum_rank`` must stay None.
+    ``lr, momentum, iters, reg, first, simultaneous, method, weight_decay, maximize`` and ``rng`` are as for
+    :func:`oplora`. M has rank 2r, so ``momentum_rank`` must stay None.
     """
     return _of_rule(optim.ProjectedOPLoRA, rng, lr=lr, **options)
 
 
 @_with_options_of(optim.ScaledOPLoRA)
-def scaled_oplora(lr: Scalar | Schedule, *, scale: Scale, rng: RNG = 0, **options: Any) -> optax.GradientTransformation:
+def scaled_oplora(
+    lr: Scalar | Schedule, *, scale: Scale, rng: RNG = 0, **options: Unpack[OPLoRAOptions]
+) -> optax.GradientTransformation:
     """OPLoRA in a metric that is estimated from the gradients (appendix B of the paper).
 
     Parameters
@@ -184,37 +219,33 @@ def scaled_oplora(lr: Scalar | Schedule, *, scale: Scale, rng: RNG = 0, **option
 
 
 @_with_options_of(optim.PreconditionedSGD)
-def preconditioned_sgd(lr: Scalar | Schedule, **options: Any) -> optax.GradientTransformation:
+def preconditioned_sgd(
+    lr: Scalar | Schedule, **options: Unpack[PreconditionedSGDOptions]
+) -> optax.GradientTransformation:
     """Gradient descent on the factors with preconditioned gradients: ScaledGD, Riemannian LoRA.
 
-    Parameters
-    ----------
-    lr, momentum, weight_decay, maximize, reg
-        As for :class:`lorsum.optim.PreconditionedSGD`.
+    ``lr, momentum, weight_decay, maximize`` and ``reg`` are as for :class:`lorsum.optim.PreconditionedSGD`.
     """
     return _of_rule(optim.PreconditionedSGD, lr=lr, **options)
 
 
 @_with_options_of(optim.PreconditionedAdamW)
-def preconditioned_adamw(lr: Scalar | Schedule, **options: Any) -> optax.GradientTransformation:
+def preconditioned_adamw(
+    lr: Scalar | Schedule, **options: Unpack[PreconditionedAdamWOptions]
+) -> optax.GradientTransformation:
     """AdamW fed with the preconditioned gradients of the factors.
 
-    Parameters
-    ----------
-    lr, betas, eps, weight_decay, maximize, reg
-        As for :class:`lorsum.optim.PreconditionedAdamW`.
+    ``lr, betas, eps, weight_decay, maximize`` and ``reg`` are as for :class:`lorsum.optim.PreconditionedAdamW`.
     """
     return _of_rule(optim.PreconditionedAdamW, lr=lr, **options)
 
 
 @_with_options_of(optim.SVDLoRA)
-def svdlora(lr: Scalar | Schedule, **options: Any) -> optax.GradientTransformation:
+def svdlora(lr: Scalar | Schedule, **options: Unpack[SVDLoRAOptions]) -> optax.GradientTransformation:
     """The step that OPLoRA approximates: the truncated SVD of the full step, with a full-rank momentum.
 
-    Parameters
-    ----------
-    lr, momentum, weight_decay, maximize
-        As for :class:`lorsum.optim.SVDLoRA`. With momentum the state has a matrix of each layer's size.
+    ``lr, momentum, weight_decay`` and ``maximize`` are as for :class:`lorsum.optim.SVDLoRA`. With momentum the state
+    has a matrix of each layer's size.
     """
     return _of_rule(optim.SVDLoRA, lr=lr, **options)
 
@@ -285,12 +316,11 @@ def _stepped(
             (number,) = numbers
             stepped[number] = rule.step(adapters[number], gradients[number], states[number])
             continue
-        W, G, state = (_stack([of[i] for i in numbers]) for of in (adapters, gradients, states))
+        W, G, state = (
+            jax.tree.map(lambda *parts: jnp.stack(parts), *(of[i] for i in numbers))
+            for of in (adapters, gradients, states)
+        )
         W, state = rule.step(W, G, state._replace(count=states[numbers[0]].count))  # all have done as many steps
         state = state._replace(count=jnp.broadcast_to(state.count, len(numbers)))
         stepped |= {number: jax.tree.map(lambda x, i=i: x[i], (W, state)) for i, number in enumerate(numbers)}
     return [stepped[number] for number in range(len(adapters))]
-
-
-def _stack(trees: Iterable[PyTree]) -> PyTree:
-    return jax.tree.map(lambda *parts: jnp.stack(parts), *trees)

@@ -29,11 +29,6 @@ def global_norm(gradients: PyTree) -> Array:
     gradients : pytree
         Arrays, :class:`lorsum.jax.Pair` and other low-rank matrices.
 
-    Returns
-    -------
-    array
-        A number.
-
     Examples
     --------
     >>> import jax.numpy as jnp
@@ -41,23 +36,21 @@ def global_norm(gradients: PyTree) -> Array:
     >>> float(global_norm({"W": Pair(jnp.array([[2.0], [0.0]]), jnp.array([[2.0]])), "b": jnp.array([3.0])}))
     5.0
     """
-    norms = [_norm(G) for G in jax.tree.leaves(gradients, is_leaf=is_low_rank)]
+
+    def norm(G: Any) -> Array:
+        G = G.astype(computing_dtype(jnp, G.dtype))
+        if is_low_rank(G):
+            G = G.to_dense() if G.rank > min(G.shape[-2:]) else G.norm()
+        return jnp.linalg.norm(jnp.ravel(G))
+
+    norms = list(map(norm, jax.tree.leaves(gradients, is_leaf=is_low_rank)))
     return jnp.linalg.norm(jnp.stack(norms)) if norms else jnp.zeros(())
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
-    """Scale all gradients by one number so that the root of the sum of their squared Frobenius norms is at most this.
+    """Scale all gradients by one number so that their :func:`global_norm` is at most ``max_norm``.
 
-    Like ``optax.clip_by_global_norm``, for gradients of which some are low-rank pairs: their norm is that of the matrix
-    SᵀX, not of S and X (see :func:`global_norm`), and one of the two is scaled.
-
-    Parameters
-    ----------
-    max_norm : float
-
-    Returns
-    -------
-    optax.GradientTransformation
+    Like ``optax.clip_by_global_norm``, for gradients of which some are low-rank pairs: one of S and X is scaled.
 
     Examples
     --------
@@ -72,7 +65,11 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     def update(gradients: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
         norm = global_norm(gradients)
         c = jnp.where(norm > max_norm, max_norm / norm, 1.0)
-        return jax.tree.map(lambda G: _times(c, G), gradients, is_leaf=is_low_rank), state
+
+        def scaled(G: Any) -> Any:
+            return type(G)._of(G.U * c.astype(G.dtype), G.V) if is_low_rank(G) else G * c.astype(G.dtype)
+
+        return jax.tree.map(scaled, gradients, is_leaf=is_low_rank), state
 
     return optax.GradientTransformation(optax.init_empty_state, update)
 
@@ -90,14 +87,6 @@ def apply_if_finite(inner: optax.GradientTransformation) -> optax.GradientTransf
 
     What ``optax.apply_if_finite`` is for updates that have the structure of the gradients, which here they have not. It
     goes around a whole chain, or around ``optax.multi_transform``.
-
-    Parameters
-    ----------
-    inner : optax.GradientTransformation
-
-    Returns
-    -------
-    optax.GradientTransformation
 
     Examples
     --------
@@ -203,19 +192,24 @@ def multi_steps(
         k = _checked_count(k_at(state.gradient_step))
         mean = _mean_with(gradients, state.mean, state.mini_step + 1)
 
+        def in_its_dtype(mean: Array, G: Any) -> Array:  # not for an adapter: there the step is what is rounded last
+            return mean if is_low_rank(G) else mean.astype(jnp.result_type(G))
+
         def stepped() -> Any:
-            gradient = jax.tree.map(_in_dtype_of, mean, gradients, is_leaf=is_low_rank)
+            gradient = jax.tree.map(in_its_dtype, mean, gradients, is_leaf=is_low_rank)
             updates, inner_state = inner.update(gradient, state.inner_state, params, **extra_args)
             inner_state = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), inner_state, state.inner_state)
             return updates, (state.gradient_step + 1, inner_state, jax.tree.map(jnp.zeros_like, mean))
 
         def waiting() -> Any:
-            updates, _ = jax.eval_shape(stepped)
-            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), updates)
+            zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(stepped)[0])
             return zeros, (state.gradient_step, state.inner_state, mean)
 
         is_last = state.mini_step + 1 >= k
-        updates, after = _either(is_last, stepped, waiting)
+        if isinstance(is_last, jax.core.Tracer):
+            updates, after = jax.lax.cond(is_last, stepped, waiting)
+        else:  # without ``jit``, what is not needed is not run
+            updates, after = stepped() if is_last else waiting()
         return updates, MultiStepsState(jnp.where(is_last, 0, state.mini_step + 1), *after)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -226,10 +220,6 @@ def set_to_zero() -> optax.GradientTransformation:
 
     What ``optax.set_to_zero`` is for updates that have the structure of the gradients. Gradients are computed all the
     same: what is never trained is better passed to the loss as a further argument.
-
-    Returns
-    -------
-    optax.GradientTransformation
 
     Examples
     --------
@@ -249,19 +239,10 @@ def set_to_zero() -> optax.GradientTransformation:
 
 
 def labels(params: PyTree) -> Callable[[PyTree], PyTree]:
-    """A function that says which parameters are "adapters", and which "others", for ``optax.multi_transform``.
+    """A function that gives ``params`` with "adapters" in place of each LowRank, and "others" of each other array.
 
-    A function, since Optax would call a model of Equinox; and of these parameters, since Optax asks it about gradients
-    as well, where a matrix is no adapter.
-
-    Parameters
-    ----------
-    params : pytree
-
-    Returns
-    -------
-    callable
-        Gives ``params`` with a word in place of each leaf, a LowRank being one.
+    For ``optax.multi_transform``. A function, since Optax would call a model of Equinox; and of these parameters,
+    whatever it is asked about, since Optax asks about gradients as well, where a matrix is no adapter.
 
     Examples
     --------
@@ -308,18 +289,6 @@ def _mean_with(gradients: PyTree, mean: PyTree, count: Array) -> PyTree:
     return jax.tree.unflatten(structure, [added(*G, mean) for G, mean in zip(named, means, strict=True)])
 
 
-def _in_dtype_of(mean: Array, G: Any) -> Array:
-    """The mean in the dtype of a gradient that is an array; what is rounded last is the step of an adapter."""
-    return mean if is_low_rank(G) else mean.astype(jnp.result_type(G))
-
-
-def _either(condition: Any, one: Callable[[], Any], other: Callable[[], Any]) -> Any:
-    """The result of one of two functions; where it is known which, it alone is run, as without ``jit`` all is."""
-    if isinstance(condition, jax.core.Tracer):
-        return jax.lax.cond(condition, one, other)
-    return one() if condition else other()
-
-
 def _all_finite(tree: PyTree) -> Array:
     return jnp.array([jnp.isfinite(x).all() for x in filter(_is_numeric, jax.tree.leaves(tree))]).all()
 
@@ -332,15 +301,3 @@ def _or_zero(kept: Array, tree: PyTree) -> PyTree:
 def _is_numeric(x: Array) -> bool:
     """False for a random key, such as each pair has one beside its numbers."""
     return not jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
-
-
-def _norm(G: Any) -> Array:
-    """Frobenius norm, over all dimensions."""
-    G = G.astype(computing_dtype(jnp, G.dtype))
-    if is_low_rank(G):
-        G = G.to_dense() if G.rank > min(G.shape[-2:]) else G.norm()
-    return jnp.linalg.norm(jnp.ravel(G))
-
-
-def _times(c: Array, G: Any) -> Any:
-    return type(G)._of(G.U * c.astype(G.dtype), G.V) if is_low_rank(G) else G * c.astype(G.dtype)

@@ -99,9 +99,18 @@ def tied_and_mapped(W):
     return jax.vmap(tied)(W).sum()
 
 
+def behind_a_barrier(W):
+    if isinstance(W, LowRank):
+        V, U = jax.lax.optimization_barrier((W.V, W.U))
+        W = LowRank(U, V)
+    return tied(W)
+
+
 @pytest.mark.parametrize("gradient", ["pairs", "dense"])
 @pytest.mark.parametrize(
-    ("loss", "shape"), [(tied, (7, 6)), (tied_in_a_scan, (3, 7, 6)), (tied_and_mapped, (3, 7, 6))], ids=str
+    ("loss", "shape"),
+    [(tied, (7, 6)), (tied_in_a_scan, (3, 7, 6)), (tied_and_mapped, (3, 7, 6)), (behind_a_barrier, (7, 6))],
+    ids=str,
 )
 def test_tied_adapters(loss, shape, gradient):
     assert_exact(loss, adapter(0, *shape), gradient)
@@ -181,6 +190,15 @@ def in_branches(W):
 )  # fmt: skip
 def test_adapters_out_of_a_stack(loss, gradient):
     assert_exact(loss, adapter(0, 5, 6, 6), gradient)
+
+
+def test_products_of_two_precisions_with_one_adapter():
+    def loss(W):
+        own = taken(W, 1)
+        return sum((product(x, own) ** 2).sum() for x in (X, X.astype(jnp.float64)))
+
+    with jax.enable_x64(True):
+        assert_exact(loss, adapter(0, 5, 6, 6).astype(jnp.float32), "dense")
 
 
 def mixed(W, i, j):

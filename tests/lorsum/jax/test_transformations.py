@@ -1,9 +1,11 @@
 """The rules as transformations of Optax: the same steps as on NumPy arrays, and what Optax does with them."""
 
+import dataclasses
 import functools
 import inspect
 import io
 import re
+import typing
 
 import equinox as eqx
 import jax
@@ -81,6 +83,13 @@ def test_the_options_of_the_rule_are_seen_with_their_defaults(make, Rule, given)
     assert all(re.search(rf"\b{name}\b", make.__doc__) for name in seen)
     with pytest.raises(TypeError, match="gradient_clip"):
         make(0.1, **given, gradient_clip=1.0)
+
+
+@pytest.mark.parametrize(("make", "Rule"), {make: (make, Rule) for make, Rule, _ in RULES}.values())
+def test_the_types_of_the_options_are_those_of_the_rule(make, Rule):
+    (options,) = typing.get_args(typing.get_type_hints(make)["options"])
+    of_rule = {field.name: field.type for field in dataclasses.fields(Rule) if field.name not in ("lr", "scale")}
+    assert typing.get_type_hints(options) == of_rule
 
 
 @pytest.mark.parametrize(
@@ -352,6 +361,7 @@ def test_pairs_pass_transformations_of_jax():
     assert isinstance(jit(lambda G: G)(stack), lj.Pair)
     assert isinstance(eqx.filter_jit(lambda G: (G, "a name"))(stack)[0], lj.Pair)
     assert jax.tree.leaves(jax.tree.map(lambda _: True, G)) == [True] * 3
+    assert jax.tree.leaves(jax.tree.map(lambda _: None, G)) == []
     assert isinstance(jax.device_put(G), lj.Pair)
 
 
