@@ -16,8 +16,6 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
-__all__ = ["best_of_rank", "cholesky", "eigh", "frobenius", "qr", "solve", "svd", "svdvals", "triangle"]
-
 
 def _operation(name, decomposed):
     """A function of matrices, or of batches of them, as an operation of JAX; it gives a tuple of arrays."""

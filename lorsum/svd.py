@@ -7,15 +7,8 @@ from array_api_compat import is_numpy_array
 from numpy.linalg import LinAlgError
 
 from lorsum import _numba
-from lorsum._arrays import (
-    as_count,
-    as_generator,
-    as_rank,
-    as_real,
-    computing_dtype,
-    namespace_of,
-    zeros_like,
-)
+from lorsum._arrays import as_generator, computing_dtype, namespace_of, zeros_like
+from lorsum._checks import as_count, as_rank, as_real
 from lorsum._iterative import krylov, randomized, subspace, svd_of
 from lorsum._operators import check_adjoints, is_operator
 from lorsum._sums import arrays_of, compressed, namespace_of_sum, require_finite, require_finite_coefficients
@@ -137,10 +130,11 @@ def truncated_svd(
     Optimality is the Eckart–Young–Mirsky theorem. The factored method is the rounding of tensor trains; its singular
     values are exact to rounding, relative to the sizes of the terms.
 
-    ``"auto"`` takes, for a sum of low-rank terms, the cheaper of ``"factored"`` and ``"lapack"``: of a square matrix
-    the first up to R ≈ 0.85 n. With a dense term it is ``"lapack"``. With an operator it is ``"arpack"``, of SciPy's
-    solvers the one that repeated and clustered singular values upset least, but ``"lapack"`` where m n ≤ 10⁶, 5r ≥
-    min(m, n) or ``rtol`` is given.
+    ``"auto"`` counts operations for a sum of low-rank terms: 8R(mp + nq) + S(p, q) for ``"factored"``, where p = min(m,
+    R) and q = min(n, R), against 2mnR + S(m, n) for ``"lapack"``. S(p, q) = 6 max(p, q) min(p, q)² + 20 min(p, q)³ is
+    the SVD, and the QRs count twice because they run at half the speed. A square matrix is at balance at R ≈ 0.85 n.
+    With a dense term it is ``"lapack"``. With an operator it is ``"arpack"``, of SciPy's solvers the one that repeated
+    and clustered singular values upset least, but ``"lapack"`` where m n ≤ 10⁶, 5r ≥ min(m, n) or ``rtol`` is given.
 
     Where singular values are equal or nearly so, a Krylov method may miss some of them, PROPACK most often. What it
     returns is therefore checked: the spectral norm of A − U diag(s) Vh is estimated from below, in a block Krylov space
@@ -270,7 +264,7 @@ def _check_honoured(method: Method, **options: float | None) -> None:
 
 def _check_values(A: LowRankSum, method: Method) -> None:
     if method == "factored":
-        require_finite_coefficients(A=A)  # the factors are looked at where something is amiss
+        require_finite_coefficients("A", A)  # the factors are looked at where something is amiss
     else:
         require_finite(A=A)
     if method != "lapack" or A.shape[-2] < A.shape[-1]:
@@ -308,30 +302,16 @@ def _check_krylov(A: LowRankSum, method: Method, rank: int) -> None:
 
 
 def _cheapest(A: LowRankSum, rank: int) -> Method:
-    """What ``"auto"`` stands for; operations are counted where all terms are of low rank."""
-    if A.is_factored:
-        return "factored" if _factored_flops(A) < _lapack_flops(A) else "lapack"
+    """The method that ``"auto"`` stands for, by the notes of :func:`truncated_svd`."""
     m, n = A.shape[-2:]
+    if A.is_factored:
+        R = sum(term.rank for term in A.terms)
+        p, q = min(m, R), min(n, R)
+        factored = 8 * R * (m * p + n * q) + _svd_flops(p, q)
+        return "factored" if factored < 2 * m * n * R + _svd_flops(m, n) else "lapack"
     small = not rank or m * n <= 10**6 or 5 * rank >= min(m, n)
     return "lapack" if small or not any(map(is_operator, A.terms)) else "arpack"
 
 
-def _factored_flops(A: LowRankSum) -> int:
-    """Two QRs, counted twice since they run at half the speed, and the SVD of the core."""
-    m, n = A.shape[-2:]
-    R = _stacked_rank(A)
-    p, q = min(m, R), min(n, R)
-    return 8 * R * (m * p + n * q) + _svd_flops(p, q)
-
-
-def _lapack_flops(A: LowRankSum) -> int:
-    m, n = A.shape[-2:]
-    return 2 * m * n * _stacked_rank(A) + _svd_flops(m, n)
-
-
 def _svd_flops(m: int, n: int) -> int:
     return 6 * max(m, n) * min(m, n) ** 2 + 20 * min(m, n) ** 3
-
-
-def _stacked_rank(A: LowRankSum) -> int:
-    return sum(term.rank for term in A.terms)

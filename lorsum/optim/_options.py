@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from array_api_compat import is_array_api_obj
 
-from lorsum._arrays import as_count, as_number, is_scalar, is_traced
+from lorsum._arrays import is_traced
+from lorsum._checks import as_count, as_number, is_scalar
 from lorsum.lowrank import LowRank, as_sum
 from lorsum.typing import Scalar
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from lorsum._arrays import as_array, common_namespace, computing_dtype, conj, namespace_of
+from lorsum._arrays import computing_dtype, conj, namespace_of
+from lorsum._checks import as_array, common_namespace
 from lorsum._sums import arrays_of
 from lorsum.lowrank import LowRank, as_sum
 from lorsum.optim._options import check_options, descending, is_used, lr_at

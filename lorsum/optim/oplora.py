@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 from lorsum._arrays import namespace_of, normal, zeros_like
 from lorsum._decompositions import column_space
 from lorsum.alternating import lorsums
-from lorsum.alternating.problem import as_problem, check_choices
+from lorsum.alternating.problem import Problem, check_choices, checked
 from lorsum.lowrank import LowRank, as_sum
 from lorsum.optim._options import check_options, decayed, descending, is_used, lr_at
 from lorsum.optim.factors import checked_gradient, leaves
@@ -129,7 +129,7 @@ class OPLoRA:
     def rounded(self, *problems: tuple[Any, dict[str, Any]]) -> list[LowRank]:
         """LoRSum of targets, each with options of its own beside this rule's."""
         shared: dict[str, Any] = {name: getattr(self, name) for name in ("iters", "first", "simultaneous", "method")}
-        return lorsums([as_problem(target, **own, **shared) for target, own in problems])
+        return lorsums([checked(Problem(target, **own, **shared)) for target, own in problems])
 
 
 @dataclass(frozen=True, kw_only=True)

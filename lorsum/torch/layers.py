@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorsum._arrays import as_rank
+from lorsum._checks import as_rank
 
 __all__ = ["LoRAConv2d", "LoRALinear", "add_lora"]
 
