@@ -18,9 +18,9 @@ from lorsum._decompositions import best_of_rank, column_space, svdvals, triangle
 from lorsum._display import html_table, text_table
 from lorsum._linear import check_addable
 from lorsum._sums import in_double, require_finite, stacked
-from lorsum.lowrank import LowRank, LowRankSum, MatrixLike, as_sum
+from lorsum.lowrank import LowRank, LowRankSum, as_sum
 from lorsum.svd import truncated_svd
-from lorsum.typing import Array
+from lorsum.typing import Array, Matrix
 
 __all__ = ["Gap", "History", "gap", "principal_angles"]
 
@@ -46,7 +46,7 @@ class Gap(NamedTuple):
     distance: Any
 
 
-def gap(approx: LowRank, target: MatrixLike, rank: int | None = None) -> Gap:
+def gap(approx: LowRank, target: Matrix, rank: int | None = None) -> Gap:
     """Distance of a low-rank approximation from the best one, without forming either matrix.
 
     Parameters
