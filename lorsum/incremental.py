@@ -90,6 +90,9 @@ class IncrementalSVD:
         _check_svd(U, s, Vh)
         dtype = computing_dtype(xp, xp.result_type(U.dtype, s.dtype, Vh.dtype))
         U, Vh = xp.astype(U, dtype), xp.astype(Vh, dtype)
+        self._U: Array
+        self._s: Array
+        self._V: Array
         self.max_rank = max_rank
         self._become(U, xp.astype(s, _real_dtype(U)), conj(Vh).mT)
 
