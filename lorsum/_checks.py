@@ -7,7 +7,7 @@ from numbers import Number, Real
 import numpy as np
 from array_api_compat import is_array_api_obj, is_numpy_array
 
-from lorsum._arrays import NUMPY_FLOATS, is_complex, is_traced, library_of, namespace_of
+from lorsum._arrays import NUMPY_FLOATS, is_complex, is_finite, is_traced, library_of, namespace_of
 
 FLOATS = frozenset(("float16", "bfloat16", "float32", "float64", "complex64", "complex128"))
 NUMBERS = "real or complex numbers of up to double precision are needed"
@@ -79,6 +79,13 @@ def refuse_masked(x, name):
     if isinstance(x, (list, tuple)):
         for entry in x:
             refuse_masked(entry, name)
+
+
+def check_finite(**arrays):
+    """An error that names the array with a NaN or an infinity, if there is one."""
+    for name, x in arrays.items():
+        if not is_finite(x):
+            raise ValueError(f"`{name}` has a NaN or an infinity.")
 
 
 def is_scalar(x):

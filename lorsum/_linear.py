@@ -174,6 +174,13 @@ def check_addable(left: Any, right: Any, names: tuple[str, str] = ("left", "righ
         common_namespace(**dict(zip(names, (one, other), strict=True)))
 
 
+def check_fits(name: str, X: Any, target: Any) -> None:
+    """An error unless the sum X, an argument of that name, has the shape and the array library of ``target``."""
+    if X.shape != target.shape:
+        raise ValueError(f"`{name}` has shape {X.shape} and `target` {target.shape}: they must be equal.")
+    check_addable(target, X, names=("target", name))
+
+
 def an_array(A: Any) -> Array:
     """An array of the library that a low-rank matrix or a sum computes with."""
     term = A if A._is_low_rank else A.terms[0]

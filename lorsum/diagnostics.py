@@ -13,14 +13,14 @@ from lorsum._arrays import (
     namespace_of,
     zeros_like,
 )
-from lorsum._checks import as_array, as_count, as_rank, common_namespace
+from lorsum._checks import as_array, as_count, as_rank, check_finite, common_namespace
 from lorsum._decompositions import best_of_rank, column_space, svdvals, triangle
 from lorsum._display import html_table, text_table
-from lorsum._linear import check_addable
+from lorsum._linear import check_fits
 from lorsum._sums import in_double, require_finite, stacked
-from lorsum.lowrank import LowRank, LowRankSum, MatrixLike, as_sum
+from lorsum.lowrank import LowRank, LowRankSum, as_sum
 from lorsum.svd import truncated_svd
-from lorsum.typing import Array
+from lorsum.typing import Array, Matrix
 
 __all__ = ["Gap", "History", "gap", "principal_angles"]
 
@@ -46,7 +46,7 @@ class Gap(NamedTuple):
     distance: Any
 
 
-def gap(approx: LowRank, target: MatrixLike, rank: int | None = None) -> Gap:
+def gap(approx: LowRank, target: Matrix, rank: int | None = None) -> Gap:
     """Distance of a low-rank approximation from the best one, without forming either matrix.
 
     Parameters
@@ -95,9 +95,7 @@ def gap(approx: LowRank, target: MatrixLike, rank: int | None = None) -> Gap:
     True
     """
     W, X = as_sum(target, "target"), as_sum(approx, "approx")
-    if X.shape != W.shape:
-        raise ValueError(f"`approx` has shape {X.shape} and `target` {W.shape}: they must be equal.")
-    check_addable(W, X)
+    check_fits("approx", X, W)
     most = X.rank
     rank = as_rank(most if rank is None else rank, W.shape)
     require_finite(target=W, approx=X)
@@ -160,9 +158,7 @@ def principal_angles(A: Array, B: Array) -> Array:
     A, B = (xp.astype(X, dtype, copy=False) for X in (A, B))
     if A.shape[-2] != B.shape[-2]:
         raise ValueError(f"`A` has columns of length {A.shape[-2]} and `B` {B.shape[-2]}: they must be equal.")
-    for name, array in (("A", A), ("B", B)):
-        if not is_finite(array):
-            raise ValueError(f"`{name}` has a NaN or an infinity.")
+    check_finite(A=A, B=B)
     if A.shape[-1] < B.shape[-1]:
         A, B = B, A
     if B.shape[-1] == 0:

@@ -5,9 +5,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from lorsum._arrays import computing_dtype, conj, eps, is_finite, namespace_of
+from lorsum._arrays import computing_dtype, conj, eps, namespace_of
 from lorsum._brand import added, loss_of_orthogonality, orthonormal_to_rounding, padded, recompressed
-from lorsum._checks import as_array, as_count, common_namespace, refuse_masked
+from lorsum._checks import as_array, as_count, check_finite, common_namespace, refuse_masked
 from lorsum._display import dtype_name, shape_text
 from lorsum.lowrank import LowRank
 from lorsum.svd import TruncatedSVD, as_tolerance, rank_for, truncated_svd
@@ -311,8 +311,7 @@ class IncrementalSVD:
         if x.ndim > 2 or columns.shape[0] != length:
             needed = f"(p, {length})" if rows else f"({length}, k)"
             raise ValueError(f"`{name}` has shape {tuple(x.shape)}; {needed} or ({length},) is needed.")
-        if not is_finite(x):
-            raise ValueError(f"`{name}` has a NaN or an infinity.")
+        check_finite(**{name: x})
         return xp.astype(columns, computing_dtype(xp, x.dtype), copy=False)
 
 
@@ -347,8 +346,7 @@ def _check_svd(U: Array, s: Array, Vh: Array) -> None:
     for name, x, ndim in (("U", U, 2), ("s", s, 1), ("Vh", Vh, 2)):
         if x.ndim != ndim:
             raise ValueError(f"`{name}` has {x.ndim} dimensions; {ndim} are needed.")
-        if not is_finite(x):
-            raise ValueError(f"`{name}` has a NaN or an infinity.")
+        check_finite(**{name: x})
     if not U.shape[1] == s.shape[0] == Vh.shape[0]:
         raise ValueError(
             f"`U` has {U.shape[1]} columns, `s` {s.shape[0]} values and `Vh` {Vh.shape[0]} rows: they must be equal."

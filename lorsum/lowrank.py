@@ -1,7 +1,7 @@
 """A low-rank matrix, and a sum of matrices: neither is ever formed."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 
 from array_api_compat import is_array_api_obj
 
@@ -14,7 +14,7 @@ from lorsum._linear import Linear, an_array, check_addable, is_array_like
 from lorsum._operators import as_operator, is_operator, is_sparse
 from lorsum.typing import Array, Matrix, Scalar
 
-__all__ = ["LowRank", "LowRankSum", "MatrixLike", "as_sum"]
+__all__ = ["LowRank", "LowRankSum", "as_sum"]
 
 
 class LowRank(Linear):
@@ -339,10 +339,6 @@ class LowRankSum(Linear):
         low_rank = [term for term in self.terms if isinstance(term, LowRank)]
         rows += [("stacked rank", self.rank), ("dtype", dtype_name(self)), *storage_rows(self, low_rank)]
         return html_table(f"LowRankSum {shape_text(self)}: Σ cᵢ Aᵢ", ("cᵢ", "Aᵢ"), rows)
-
-
-MatrixLike: TypeAlias = LowRank | LowRankSum | Array
-"""What is taken for a matrix: a low-rank one, a sum, an array, or a SciPy operator or sparse matrix."""
 
 
 def as_sum(x: Any, name: str | None = None) -> Any:

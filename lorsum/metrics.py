@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from lorsum._arrays import all_true, is_finite, is_traced, namespace_of, scale_of
-from lorsum._checks import as_array, as_coefficient, common_namespace, is_scalar
+from lorsum._arrays import all_true, is_traced, namespace_of, scale_of
+from lorsum._checks import as_array, as_coefficient, check_finite, common_namespace, is_scalar
 from lorsum._decompositions import cholesky, eigh, qr, solve
 from lorsum._operators import is_operator
 from lorsum.lowrank import LowRank, LowRankSum
@@ -120,8 +120,7 @@ def _checked(M: Array, shape: tuple[int, ...], like: Array, name: str) -> tuple[
     xp = common_namespace(**{name: M, "target": like})
     if tuple(M.shape[-len(shape) :]) != shape:
         raise ValueError(f"`{name}` has shape {tuple(M.shape)}; {shape} is needed, and leading dimensions for a batch.")
-    if not is_finite(M):
-        raise ValueError(f"`{name}` has a NaN or an infinity.")
+    check_finite(**{name: M})
     if xp.isdtype(M.dtype, "complex floating"):
         raise ValueError(f"`{name}` is complex; a real metric is needed.")
     return xp, xp.astype(M, like.dtype)

@@ -19,8 +19,8 @@ from lorsum.alternating.array_api import by_array_code, qr_half_step
 from lorsum.alternating.numba import by_kernels
 from lorsum.alternating.plan import Plan, planned
 from lorsum.alternating.problem import Gauge, Method, Problem, Solver, as_reg, checked, simplified
-from lorsum.lowrank import LowRank, LowRankSum, MatrixLike, as_sum
-from lorsum.typing import RNG, Acceleration, Array, Factor, Scalar
+from lorsum.lowrank import LowRank, LowRankSum, as_sum
+from lorsum.typing import RNG, Acceleration, Array, Factor, Matrix, Scalar
 
 __all__ = ["Iterate", "least_squares_factor", "lorsum", "lorsums", "solution"]
 
@@ -37,7 +37,7 @@ class Iterate(NamedTuple):
 
 
 def lorsum(
-    target: MatrixLike,
+    target: Matrix,
     *,
     init: LowRank | None = None,
     iters: int = 1,
@@ -195,28 +195,10 @@ def solution(problem: Problem, plan: Plan) -> LowRank:
 
 
 def least_squares_factor(W: Any, V: Array, U0: Array | None = None, reg: Scalar = 0.0) -> Array:
-    """The U that minimises ‖U Vᵀ − W‖² + λ‖U − U₀‖², half a step of :func:`lorsum`.
+    """The U that minimises ‖U Vᵀ − W‖² + λ‖U − U₀‖², half a step of :func:`lorsum`; by default U₀ is zero.
 
-    Parameters
-    ----------
-    W : LowRank, LowRankSum or array
-        Shape (..., m, n).
-    V : array, shape (..., n, r)
-        The other factor.
-    U0 : array, shape (..., m, r), optional
-        What the proximal term holds on to; default: zero. With λ = 0 it decides what V's null space leaves open.
-    reg : float
-        λ ≥ 0.
-
-    Returns
-    -------
-    array, shape (..., m, r)
-        For U₀ = 0 this is W V (VᵀV + λI)⁻¹, the preconditioned gradient of ScaledGD where W is a gradient [1]_.
-
-    References
-    ----------
-    .. [1] T. Tong, C. Ma, Y. Chi, Accelerating ill-conditioned low-rank matrix estimation via scaled gradient descent,
-       JMLR 22(150), 2021.
+    With λ = 0, U₀ decides what V's null space leaves open. For U₀ = 0 this is W V (VᵀV + λI)⁻¹, the preconditioned
+    gradient of ScaledGD where W is a gradient (T. Tong, C. Ma, Y. Chi, JMLR 22(150), 2021).
 
     Examples
     --------

@@ -33,7 +33,7 @@ def by_array_code(problem: Problem, plan: Plan, observe: Observer) -> LowRank:
     if problem.first == "U":
         X = sweep(W, X0, problem.iters, reg, observe)
     else:
-        X = sweep(W.T, X0.T, problem.iters, reg, _after(_transposed, observe)).T
+        X = sweep(W.T, X0.T, problem.iters, reg, _after(lambda X: X.T, observe)).T
     return expanded(X) if plan.way == "QR coefficients" else X
 
 
@@ -204,7 +204,3 @@ def compressed(W: LowRankSum, X0: LowRank) -> tuple[LowRankSum, LowRank, Callabl
 def _after(change: Callable[[LowRank], LowRank], observe: Observer) -> Observer:
     """What observes iterates after a change of each."""
     return lambda k, X: observe(k, change(X))
-
-
-def _transposed(X: LowRank) -> LowRank:
-    return X.T

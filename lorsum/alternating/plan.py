@@ -9,7 +9,8 @@ from lorsum._display import html_table, text_table
 from lorsum._numba import TERMS, may_compile
 from lorsum._operators import is_operator
 from lorsum.alternating.problem import Problem, all_terms, checked
-from lorsum.lowrank import LowRank, MatrixLike
+from lorsum.lowrank import LowRank
+from lorsum.typing import Matrix
 
 Way: TypeAlias = Literal["direct", "Gram coefficients", "QR coefficients"]
 Backend: TypeAlias = Literal["numba", "array API"]
@@ -17,7 +18,7 @@ Backend: TypeAlias = Literal["numba", "array API"]
 _COLUMNS = ("way", "multiplications")
 
 
-def plan(target: MatrixLike, **options: Any) -> "Plan":
+def plan(target: Matrix, **options: Any) -> "Plan":
     """Which way :func:`lorsum.lorsum` would compute, and what it would cost; nothing is computed.
 
     Parameters

@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from lorsum._arrays import as_float, computing_dtype, is_complex, is_traced, namespace_of, normal, scale_of, zeros_like
 from lorsum._checks import as_count, as_number, as_rank, is_scalar
-from lorsum._linear import check_addable
+from lorsum._linear import check_fits
 from lorsum._sums import require_finite_coefficients, stacked
 from lorsum.lowrank import LowRank, LowRankSum, as_sum
 from lorsum.metrics import whitened
@@ -80,9 +80,7 @@ def check_init(init: Any, target: LowRankSum) -> None:
     """An error unless a start fits its target."""
     if not isinstance(init, LowRank):
         raise TypeError(f"`init` is a {type(init).__name__}; a LowRank is needed.")
-    if init.shape != target.shape:
-        raise ValueError(f"`init` has shape {init.shape} and `target` {target.shape}: they must be equal.")
-    check_addable(target, as_sum(init), names=("target", "init"))
+    check_fits("init", as_sum(init), target)
 
 
 def as_reg(reg: Scalar) -> Scalar:

@@ -13,8 +13,8 @@ from lorsum.alternating import lorsum
 from lorsum.alternating.array_api import compressed
 from lorsum.alternating.problem import check_init, result_dtype
 from lorsum.diagnostics import Gap, gap
-from lorsum.lowrank import LowRank, LowRankSum, MatrixLike, as_sum
-from lorsum.typing import RNG, Acceleration, Array
+from lorsum.lowrank import LowRank, LowRankSum, as_sum
+from lorsum.typing import RNG, Acceleration, Array, Matrix
 
 PATIENCE = 3  # iterations without progress after which a stationary point is taken for what it is
 
@@ -28,7 +28,7 @@ class Certified(NamedTuple):
 
 
 def lorsum_until(
-    target: MatrixLike,
+    target: Matrix,
     tol: float,
     *,
     init: LowRank | None = None,

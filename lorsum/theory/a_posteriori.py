@@ -7,7 +7,7 @@ import numpy as np
 from lorsum._arrays import conj, eps, namespace_of
 from lorsum._checks import as_rank, is_scalar
 from lorsum._decompositions import qr, svd
-from lorsum._linear import check_addable
+from lorsum._linear import check_fits
 from lorsum._sums import compressed, in_double, require_finite
 from lorsum.lowrank import LowRank, LowRankSum, as_sum
 from lorsum.typing import Array, Matrix
@@ -176,11 +176,9 @@ def _checked(approx: LowRank, target: Matrix, tail: float | None) -> tuple[LowRa
     if not isinstance(approx, LowRank):
         raise TypeError(f"`approx` is a {type(approx).__name__}; a LowRank is needed.")
     W, X = as_sum(target, "target"), as_sum(approx)
-    if X.shape != W.shape:
-        raise ValueError(f"`approx` has shape {X.shape} and `target` {W.shape}: they must be equal.")
+    check_fits("approx", X, W)
     if len(W.shape) > 2:
         raise ValueError(f"`target` has shape {W.shape}, a batch; pass its matrices one by one.")
-    check_addable(W, X)
     as_rank(approx.rank, W.shape, "approx.rank")
     if tail is not None and not (is_scalar(tail) and 0 <= float(tail) < float("inf")):
         raise ValueError(f"`tail` is {tail}; a finite bound of a singular value, at least 0, is needed.")

@@ -1,6 +1,7 @@
 """What LoRSum with λ = 0 is sure to reach whatever the singular values of its target."""
 
 from collections.abc import Callable
+from typing import get_args
 
 import numpy as np
 
@@ -152,6 +153,6 @@ def tangent_of(start_angle: float) -> float:
 
 def is_krylov(accelerate: Acceleration) -> bool:
     """True for "krylov", False for None."""
-    if accelerate not in (None, "krylov"):
+    if accelerate not in get_args(Acceleration):
         raise ValueError(f"`accelerate` is {accelerate!r}; it must be None or 'krylov'.")
     return accelerate == "krylov"
