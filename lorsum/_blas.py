@@ -10,8 +10,6 @@ from numba.extending import get_cython_function_address, intrinsic
 
 from lorsum._cache import kernel
 
-__all__ = ["GEMM", "gemm"]
-
 # Where ?gemm is, by the size of its numbers; kernels get it as an argument, since cached code must not have it in it
 GEMM = {
     4: get_cython_function_address("scipy.linalg.cython_blas", "sgemm"),

@@ -8,8 +8,6 @@ from lorsum._arrays import conj, eps, eye_like, frobenius, is_finite, namespace_
 from lorsum._decompositions import qr, svd
 from lorsum.typing import Array
 
-__all__ = ["added", "loss_of_orthogonality", "orthonormal_to_rounding", "padded", "recompressed"]
-
 _Triple: TypeAlias = tuple[Array, Array, Array]
 
 # Measured: what rounding leaves of a vector inside the span is below 5 eps, what it leaves of a matrix minus itself 21

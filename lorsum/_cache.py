@@ -30,8 +30,6 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.serialize import dumps
 from numba.misc.appdirs import AppDirs
 
-__all__ = ["kernel"]
-
 CHECKSUM = sha256().digest_size
 # Numba's settings that machine code depends on, beside those of the processor, which it lists itself
 SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "DISABLE_INTEL_SVML")

@@ -8,19 +8,6 @@ from array_api_compat import is_jax_array
 
 from lorsum._arrays import column_sizes, conj, eps, namespace_of
 
-__all__ = [
-    "best_of_rank",
-    "cholesky",
-    "column_space",
-    "eigh",
-    "orthogonalised",
-    "qr",
-    "solve",
-    "svd",
-    "svdvals",
-    "triangle",
-]
-
 
 def qr(A):
     """Q and R of the reduced QR decomposition."""

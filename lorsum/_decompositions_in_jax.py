@@ -16,8 +16,6 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
-__all__ = ["best_of_rank", "cholesky", "eigh", "frobenius", "qr", "solve", "svd", "svdvals", "triangle"]
-
 
 def _operation(name, decomposed):
     """A function of matrices, or of batches of them, as an operation of JAX; it gives a tuple of arrays."""
@@ -107,8 +105,8 @@ def _(primals, tangents):
     F = _inverse((row - column) * (row + column)).astype(A.dtype)
     size = _inverse(row).astype(A.dtype)
     right, left = E * row, column * E  # E diag(s) and diag(s) E
-    turned = U @ (F * (right + _adjoint(right)) + _diagonal(0.5 * (E - _adjoint(E))) * size)
-    dU = turned + _outside(U, dA @ V) * size
+    rotated = U @ (F * (right + _adjoint(right)) + _diagonal(0.5 * (E - _adjoint(E))) * size)
+    dU = rotated + _outside(U, dA @ V) * size
     dV = V @ (F * (left + _adjoint(left))) + _outside(V, _adjoint(dA) @ U) * size
     return (U, s, Vh), (dU, jnp.diagonal(E, axis1=-2, axis2=-1).real, _adjoint(dV))
 

@@ -5,8 +5,6 @@ from html import escape
 
 from lorsum._operators import is_operator
 
-__all__ = ["dtype_name", "html_table", "shape_text", "sign_and_size", "storage_rows", "term_text", "text_table"]
-
 
 def _magnitude(value):
     """A number as one reads it: integers in full, the rest with five significant digits."""

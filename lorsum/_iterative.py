@@ -12,8 +12,6 @@ from lorsum._sums import arrays_of, namespace_of_sum
 from lorsum.lowrank import LowRank, LowRankSum
 from lorsum.typing import RNG, Array
 
-__all__ = ["krylov", "randomized", "subspace", "svd_of"]
-
 _Triple: TypeAlias = tuple[Array, Array, Array]
 
 

@@ -19,8 +19,6 @@ import numpy as np
 from lorsum._blas import gemm
 from lorsum._cache import kernel
 
-__all__ = ["alternating", "balanced", "combine", "compressed"]
-
 BLOCK = 1024  # columns that are worked on at a time: with all terms they fit into the second-level cache
 ROWS = 32  # rows that are multiplied at a time, at the least: as many streams as a processor fetches ahead
 UNTHREADED = 2**18  # multiplications up to which OpenBLAS stays in one thread; above r = 8 the least of rows exceeds it
@@ -164,11 +162,8 @@ def _iterate(ends, c, first_row, dense, iters, reg, balance, blas):
     (Xs, G, X), (Ys, H, Y) = ends
     R, r, one, by_gram = len(c), len(X), np.eye(len(X)), len(G) > 0
     D, weight, upright = dense
-    T, N, last = (
-        one,
-        one,
-        one,
-    )  # X T is the formula's factor, N = T⁻ᵀ, and in the end Y has to be multiplied by ``last``
+    # X T is the formula's factor, N = T⁻ᵀ, and in the end Y has to be multiplied by ``last``
+    T, N, last = one, one, one
     X[:], P = Xs[0][0][first_row : first_row + r], np.eye(R, r, -first_row)
     Z, gram, spread = _products_by_gram(G, P) if by_gram else (_products(Xs, X, R, blas), _gram_of(X, blas), 1.0)
     for half in range(2 * iters):
@@ -204,17 +199,23 @@ def _iterate(ends, c, first_row, dense, iters, reg, balance, blas):
             Z, gram, spread = _combine_and_multiply(Ys, P, D, upright, A, Y, not final, blas)
         X, Y, Xs, Ys, G, H, upright = Y, X, Ys, Xs, H, G, not upright
     if by_gram:
-        PT = before @ last
-        if _underflow_left(PT, before, last, X):
+        if not _combined(Xs, P, X, Ys, before, last, Y, blas):
             return False
-        combine(Xs, P, X, blas)
-        combine(Ys, PT, Y, blas)
     elif reg == 0:
         Y[:] = times(last, Y, blas)
     if balance:
         ok, X[:], Y[:] = balanced_with_basis(X, Y, blas) if reg == 0 else balanced(X, Y, blas)
         return ok
     return is_finite(X) and is_finite(Y)
+
+
+@kernel
+def _combined(Xs, P, X, Ys, before, last, Y, blas):
+    """Success of X = Σ Xⱼ Pⱼ and Y = Σ Yⱼ Bⱼ L, where ``before`` is B and ``last`` L."""
+    BL = before @ last
+    combine(Xs, P, X, blas)
+    combine(Ys, BL, Y, blas)
+    return not _underflow_left(BL, before, last, X)
 
 
 # --- Z, P and Y ---

@@ -5,11 +5,10 @@ from typing import Any
 import numpy as np
 from array_api_compat import is_array_api_obj
 
-from lorsum._arrays import as_array, as_coefficient, common_namespace, computing_dtype, is_scalar, namespace_of
+from lorsum._arrays import computing_dtype, namespace_of
+from lorsum._checks import as_array, as_coefficient, common_namespace, is_scalar
 from lorsum._operators import is_operator, is_sparse
 from lorsum.typing import Array
-
-__all__ = ["Linear", "an_array", "check_addable", "is_array_like"]
 
 _NUMPY_ARRAY = np.empty(0)  # what operators compute with
 

@@ -8,21 +8,16 @@ from functools import cache
 
 import numpy as np
 
-__all__ = ["TERMS", "as_batch", "balanced", "compressed", "loaded", "may_compile", "row_major_factors"]
-
 TERMS = 4  # that the kernels take, always: they are compiled once
 _DTYPES = frozenset(map(np.dtype, ("f4", "f8")))
 _NO_FACTOR = {dtype: (np.empty((1, 0, 0), dtype), False) for dtype in _DTYPES}
 
 
 def compressed(Us, Vs, coefficients):
-    """The core of Σ cᵢ Uᵢ Vᵢᵀ in orthonormal bases of its stacked factors, and products with these bases.
+    """The core of Σ cᵢ Uᵢ Vᵢᵀ in orthonormal bases of its stacked factors, between products with these bases.
 
-    Returns
-    -------
-    tuple or None
-        ``times_left, core, times_right``, in the factors' precision. None where the kernels do not take the factors, or
-        give up: on columns that are nearly dependent, and on what is not finite.
+    None where the kernels do not take the factors, or give up: on columns that are nearly dependent, and on what is not
+    finite.
     """
     m, n, dtype = Us[0].shape[-2], Vs[0].shape[-2], Us[0].dtype
     if Us[0].ndim > 2 or sum([U.shape[-1] for U in Us]) >= min(m, n) or not _are_for_kernels(Us):
@@ -82,21 +77,11 @@ def loaded(dtype):
 
 
 def row_major_factors(Us, Vs, weights):
-    """The factors U and V of terms as the kernels take them, and the weights as an array.
+    """The factors U (..., m, r) and V (..., n, r) of terms as the kernels take them, and the weights as an array.
 
-    Parameters
-    ----------
-    Us, Vs : list of array
-        U (..., m, r) and V (..., n, r) of each term. Terms beyond the number that the kernels take are made one.
-    weights : list of list
-        Of each sum of these terms, their coefficients, and that of a dense term.
-
-    Returns
-    -------
-    Us, Vs : tuple
-        A pair for each of four terms: an array with contiguous rows, and False where these are columns of the factor,
-        (batch, r, m), or True where they are rows of it, (batch, m, r).
-    weights : numpy.ndarray
+    Factors are a pair for each of four terms: an array with contiguous rows, and False where these are the factor's
+    columns, (batch, r, m), or True where they are its rows, (batch, m, r). Terms beyond that number are made one. Each
+    sum of these terms has a row of weights: their coefficients, and that of a dense term.
     """
     if len(Us) > TERMS:
         own, ((*c, of_dense),) = TERMS - 1, weights

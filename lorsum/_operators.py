@@ -2,11 +2,7 @@
 
 import numpy as np
 
-from lorsum._arrays import refuse_masked
-
-__all__ = ["as_operator", "check_adjoints", "dense_of", "floating_dtype", "is_operator", "is_sparse", "operator_times"]
-
-_NUMBERS = "real or complex numbers of up to double precision are needed"
+from lorsum._checks import NUMBERS, is_numeric, refuse_masked
 
 
 def is_operator(x):
@@ -28,8 +24,8 @@ def as_operator(x, name):
     dtype = getattr(x, "dtype", None)
     if dtype is not None:
         dtype = np.dtype(dtype)
-        if not _is_numeric(dtype):
-            raise TypeError(f"`{name}` is an operator of dtype {dtype}; {_NUMBERS}: convert what it is made of.")
+        if not is_numeric(dtype):
+            raise TypeError(f"`{name}` is an operator of dtype {dtype}; {NUMBERS}: convert what it is made of.")
     return x
 
 
@@ -62,8 +58,8 @@ def operator_times(A, X):
     Y, expected = np.asarray(Y), (*X.shape[:-2], A.shape[0], X.shape[-1])
     if Y.shape != expected:
         raise _noted(ValueError(f"the operator {A!r} gives a product of shape {Y.shape}; {expected} is right."))
-    if not _is_numeric(Y.dtype):
-        raise _noted(TypeError(f"the operator {A!r} gives a product of dtype {Y.dtype}; {_NUMBERS}."))
+    if not is_numeric(Y.dtype):
+        raise _noted(TypeError(f"the operator {A!r} gives a product of dtype {Y.dtype}; {NUMBERS}."))
     dtype = floating_dtype(A)
     if Y.dtype.kind == "c" and X.dtype.kind != "c" and (dtype is None or dtype.kind != "c"):
         message = f"the operator {A!r} of dtype {dtype} gives complex products: make it `dtype=complex`."
@@ -94,10 +90,6 @@ def _lacks_adjoint(A):
     except (NotImplementedError, TypeError):  # SciPy calls the None that it was given
         return True
     return False
-
-
-def _is_numeric(dtype):
-    return dtype.kind in "biufc" and dtype.itemsize <= (16 if dtype.kind == "c" else 8)
 
 
 def _noted(error):

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from array_api_compat import is_jax_array
+
 from lorsum._arrays import (
     column_sizes,
     computing_dtype,
@@ -17,21 +19,6 @@ from lorsum._decompositions import qr, svd, triangle
 from lorsum._linear import Linear, an_array
 from lorsum._operators import dense_of, floating_dtype, is_operator, operator_times
 from lorsum.typing import Array, Scalar
-
-__all__ = [
-    "arrays_of",
-    "balanced",
-    "compressed",
-    "core",
-    "dense",
-    "namespace_of_sum",
-    "norm",
-    "promoted_dtype",
-    "require_finite",
-    "require_finite_coefficients",
-    "stacked",
-    "times",
-]
 
 
 def arrays_of(W: Any) -> dict[str, Array]:
@@ -61,18 +48,24 @@ def promoted_dtype(W: Any) -> Any:
     return xp.result_type(dtype, xp.complex64) if any(map(is_complex, W.coefficients)) else dtype
 
 
-def require_finite_coefficients(**sums: Any) -> None:
+def in_double(W: Any) -> Any:
+    """The sum in double precision, to measure in; in single where JAX has double switched off."""
+    xp = namespace_of_sum(W)
+    single = is_jax_array(an_array(W)) and xp.asarray(1.0).dtype == xp.float32
+    return W.astype(xp.result_type(W.dtype, xp.float32 if single else xp.float64))
+
+
+def require_finite_coefficients(argument: str, W: Any) -> None:
     """An error that names the coefficient that is a NaN or an infinity, if there is one."""
-    for argument, W in sums.items():
-        for i, c in enumerate(W.coefficients):
-            if not (c - c == 0 if isinstance(c, (int, float, complex)) else is_finite(c)):  # ∞ − ∞ is a NaN
-                raise ValueError(f"`{argument}` has the coefficient {c} at its term {i}; a finite number is needed.")
+    for i, c in enumerate(W.coefficients):
+        if not (c - c == 0 if isinstance(c, (int, float, complex)) else is_finite(c)):  # ∞ − ∞ is a NaN
+            raise ValueError(f"`{argument}` has the coefficient {c} at its term {i}; a finite number is needed.")
 
 
 def require_finite(**sums: Any) -> None:
     """An error that names the array or coefficient with a NaN or an infinity, if there is one."""
-    require_finite_coefficients(**sums)
     for argument, W in sums.items():
+        require_finite_coefficients(argument, W)
         for name, array in arrays_of(W).items():
             if not is_finite(array):
                 raise ValueError(f"`{argument}` has a NaN or an infinity in its {name.removeprefix('terms[0].')}.")

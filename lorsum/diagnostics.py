@@ -2,14 +2,8 @@
 
 from typing import Any, NamedTuple
 
-from array_api_compat import is_jax_array
-
 from lorsum._arrays import (
-    as_array,
-    as_count,
     as_float,
-    as_rank,
-    common_namespace,
     computing_dtype,
     conj,
     eps,
@@ -19,10 +13,11 @@ from lorsum._arrays import (
     namespace_of,
     zeros_like,
 )
+from lorsum._checks import as_array, as_count, as_rank, common_namespace
 from lorsum._decompositions import best_of_rank, column_space, svdvals, triangle
 from lorsum._display import html_table, text_table
 from lorsum._linear import check_addable
-from lorsum._sums import arrays_of, namespace_of_sum, require_finite, stacked
+from lorsum._sums import in_double, require_finite, stacked
 from lorsum.lowrank import LowRank, LowRankSum, MatrixLike, as_sum
 from lorsum.svd import truncated_svd
 from lorsum.typing import Array
@@ -107,7 +102,7 @@ def gap(approx: LowRank, target: MatrixLike, rank: int | None = None) -> Gap:
     rank = as_rank(most if rank is None else rank, W.shape)
     require_finite(target=W, approx=X)
 
-    W, X = _cores(_in_double(W), _in_double(X))
+    W, X = _cores(in_double(W), in_double(X))
     if not is_finite(W, X):
         raise OverflowError("`target` or `approx` overflows double precision; scale both down.")
     xp = namespace_of(W)
@@ -250,8 +245,8 @@ class History:
             raise ValueError("`callback` is a History, which follows one matrix; the target is a batch.")
         rank = self.rank or X.rank
         if self._target is not target:
-            self._target, self._best = target, truncated_svd(_in_double(target), rank)
-        U, V = _in_double(as_sum(X)).terms[0]
+            self._target, self._best = target, truncated_svd(in_double(target), rank)
+        U, V = in_double(as_sum(X)).terms[0]
         measured = gap(X, target, rank)
         present = _above_rounding(self._best.s, target.shape)
         angles = [_largest_angle(best[:, :present], X) for best, X in ((self._best.U, U), (self._best.Vh.mT, V))]
@@ -314,16 +309,6 @@ class History:
 
     def _repr_html_(self) -> str:
         return html_table("LoRSum, iteration by iteration", self.columns, self._rows())
-
-
-def _in_double(sum_: LowRankSum) -> LowRankSum:
-    """The sum in double precision, to measure in; in single where JAX has double switched off."""
-    xp = namespace_of_sum(sum_)
-    if any(is_jax_array(x) for x in arrays_of(sum_).values()) and xp.asarray(1.0).dtype == xp.float32:
-        double = xp.float32
-    else:
-        double = xp.float64
-    return sum_.astype(xp.result_type(sum_.dtype, double))
 
 
 def _cores(W: LowRankSum, X: LowRankSum) -> tuple[Array, Array]:

@@ -5,18 +5,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from lorsum._arrays import (
-    as_array,
-    as_count,
-    common_namespace,
-    computing_dtype,
-    conj,
-    eps,
-    is_finite,
-    namespace_of,
-    refuse_masked,
-)
+from lorsum._arrays import computing_dtype, conj, eps, is_finite, namespace_of
 from lorsum._brand import added, loss_of_orthogonality, orthonormal_to_rounding, padded, recompressed
+from lorsum._checks import as_array, as_count, common_namespace, refuse_masked
 from lorsum._display import dtype_name, shape_text
 from lorsum.lowrank import LowRank
 from lorsum.svd import TruncatedSVD, as_tolerance, rank_for, truncated_svd

@@ -6,16 +6,8 @@ from typing import Any, Self, TypeAlias
 from array_api_compat import is_array_api_obj
 
 from lorsum import _numba, _sums
-from lorsum._arrays import (
-    as_array,
-    as_coefficient,
-    common_namespace,
-    computing_dtype,
-    is_complex,
-    is_finite,
-    is_scalar,
-    namespace_of,
-)
+from lorsum._arrays import computing_dtype, is_complex, is_finite, namespace_of
+from lorsum._checks import as_array, as_coefficient, common_namespace, is_scalar
 from lorsum._decompositions import svdvals
 from lorsum._display import dtype_name, html_table, shape_text, sign_and_size, storage_rows, term_text
 from lorsum._linear import Linear, an_array, check_addable, is_array_like
@@ -263,10 +255,6 @@ class LowRankSum(Linear):
             order.
         coefficients : sequence of numbers
             The cᵢ.
-
-        Returns
-        -------
-        LowRankSum
 
         Examples
         --------

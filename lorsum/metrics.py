@@ -3,17 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from lorsum._arrays import (
-    all_true,
-    as_array,
-    as_coefficient,
-    common_namespace,
-    is_finite,
-    is_scalar,
-    is_traced,
-    namespace_of,
-    scale_of,
-)
+from lorsum._arrays import all_true, is_finite, is_traced, namespace_of, scale_of
+from lorsum._checks import as_array, as_coefficient, common_namespace, is_scalar
 from lorsum._decompositions import cholesky, eigh, qr, solve
 from lorsum._operators import is_operator
 from lorsum.lowrank import LowRank, LowRankSum
@@ -66,28 +57,7 @@ def whitened(W: LowRankSum, X0: LowRank, metric: Any) -> tuple[LowRankSum, LowRa
 
     In X' = L_Uᵀ X L_V, with M = L Lᵀ, the weighted norm is Frobenius', also that of the proximal term. The target's
     first term and the start are matrices, L_Uᵀ U and L_Vᵀ V; its other terms are gradients, which M_U⁻¹ and M_V⁻¹ turn
-    into matrices: L_U⁻¹ Uᵢ and L_V⁻¹ Vᵢ.
-
-    Parameters
-    ----------
-    W : LowRankSum
-        The target, without operators.
-    X0 : LowRank
-        The start.
-    metric : pair
-        (M_U, M_V); see :func:`root_of` for their forms.
-
-    Returns
-    -------
-    W, X0 : LowRankSum, LowRank
-        The whitened problem.
-    back : callable
-        Leads from its solution to that of the weighted problem.
-
-    Raises
-    ------
-    ValueError
-        If a metric does not fit or is not symmetric and positive definite, or a term of W is an operator.
+    into matrices: L_U⁻¹ Uᵢ and L_V⁻¹ Vᵢ. The third result leads back from the solution.
     """
     try:
         M_U, M_V = metric
@@ -111,29 +81,11 @@ def whitened(W: LowRankSum, X0: LowRank, metric: Any) -> tuple[LowRankSum, LowRa
 
 
 def root_of(M: Any, size: int, like: Array, name: str = "M") -> Root:
-    """A root of a metric, from which M and M⁻¹ can be applied to thin matrices.
+    """A root of a metric of that size d, in the dtype of ``like``; an error if M is no positive definite d × d matrix.
 
-    Parameters
-    ----------
-    M : None, array, Diagonal or Damped
-        None is the identity; a vector of length d, or :class:`Diagonal` of shape (..., d), a diagonal; an array of
-        shape (..., d, d) a symmetric positive definite matrix, of which Cholesky's factor is the root; a
-        :class:`Damped` low-rank matrix costs O(d r²), nothing d × d being formed.
-    size : int
-        d.
-    like : array
-        Whose dtype the root takes.
-    name : str
-        For errors.
-
-    Returns
-    -------
-    Root
-
-    Raises
-    ------
-    ValueError
-        If M has another size, or is not positive definite.
+    None is the identity; a vector of length d, or :class:`Diagonal` of shape (..., d), a diagonal; an array of shape
+    (..., d, d) a symmetric positive definite matrix, of which Cholesky's factor is the root. The root of a
+    :class:`Damped` low-rank matrix costs O(d r²), nothing d × d being formed.
     """
     if M is None:
         return Root(_same, _same, _same)

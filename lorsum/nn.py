@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lorsum._arrays import as_array, as_count, as_rank, refuse_masked
+from lorsum._checks import as_array, as_count, as_rank, refuse_masked
 from lorsum.lowrank import LowRank
 from lorsum.typing import RNG, Array, DType, Matrix
 

@@ -7,15 +7,8 @@ from array_api_compat import is_numpy_array
 from numpy.linalg import LinAlgError
 
 from lorsum import _numba
-from lorsum._arrays import (
-    as_count,
-    as_generator,
-    as_rank,
-    as_real,
-    computing_dtype,
-    namespace_of,
-    zeros_like,
-)
+from lorsum._arrays import as_generator, computing_dtype, namespace_of, zeros_like
+from lorsum._checks import as_count, as_rank, as_real
 from lorsum._iterative import krylov, randomized, subspace, svd_of
 from lorsum._operators import check_adjoints, is_operator
 from lorsum._sums import arrays_of, compressed, namespace_of_sum, require_finite, require_finite_coefficients
@@ -271,7 +264,7 @@ def _check_honoured(method: Method, **options: float | None) -> None:
 
 def _check_values(A: LowRankSum, method: Method) -> None:
     if method == "factored":
-        require_finite_coefficients(A=A)  # the factors are looked at where something is amiss
+        require_finite_coefficients("A", A)  # the factors are looked at where something is amiss
     else:
         require_finite(A=A)
     if method != "lapack" or A.shape[-2] < A.shape[-1]:
@@ -309,28 +302,16 @@ def _check_krylov(A: LowRankSum, method: Method, rank: int) -> None:
 
 
 def _cheapest(A: LowRankSum, rank: int) -> Method:
-    if A.is_factored:
-        return "factored" if _factored_flops(A) < _lapack_flops(A) else "lapack"
+    """The method that ``"auto"`` stands for, by the notes of :func:`truncated_svd`."""
     m, n = A.shape[-2:]
+    if A.is_factored:
+        R = sum(term.rank for term in A.terms)
+        p, q = min(m, R), min(n, R)
+        factored = 8 * R * (m * p + n * q) + _svd_flops(p, q)
+        return "factored" if factored < 2 * m * n * R + _svd_flops(m, n) else "lapack"
     small = not rank or m * n <= 10**6 or 5 * rank >= min(m, n)
     return "lapack" if small or not any(map(is_operator, A.terms)) else "arpack"
 
 
-def _factored_flops(A: LowRankSum) -> int:
-    m, n = A.shape[-2:]
-    R = _stacked_rank(A)
-    p, q = min(m, R), min(n, R)
-    return 8 * R * (m * p + n * q) + _svd_flops(p, q)
-
-
-def _lapack_flops(A: LowRankSum) -> int:
-    m, n = A.shape[-2:]
-    return 2 * m * n * _stacked_rank(A) + _svd_flops(m, n)
-
-
 def _svd_flops(m: int, n: int) -> int:
     return 6 * max(m, n) * min(m, n) ** 2 + 20 * min(m, n) ** 3
-
-
-def _stacked_rank(A: LowRankSum) -> int:
-    return sum(term.rank for term in A.terms)

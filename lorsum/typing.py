@@ -28,5 +28,5 @@ RNG: TypeAlias = int | np.random.Generator | None
 Factor: TypeAlias = Literal["U", "V"]
 """The name of one of the two factors of a low-rank matrix U Vᵀ."""
 
-Acceleration: TypeAlias = Literal["krylov"]
-"""What ``accelerate`` may be beside None: ``"krylov"``, the best approximation in the span of all iterates."""
+Acceleration: TypeAlias = Literal[None, "krylov"]
+"""What ``accelerate`` may be: None, or ``"krylov"``, the best approximation in the span of all iterates."""

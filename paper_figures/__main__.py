@@ -1,10 +1,10 @@
 """Draw the paper's figures and tables, running the studies that have no record yet.
 
-Without options: all but what is on request, within ten minutes on two cores, the linear task as in the paper and MNIST
-reduced. Started again after an interruption, it repeats no finished run.
+Without options: figure1, mnist and gap, within ten minutes on two cores, the linear task as in the paper and MNIST
+reduced; table1 and mnli, which take longer and need torch, transformers and peft, with ``--only``. Started again after
+an interruption, it repeats no finished run.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -16,17 +16,17 @@ import rich.box
 import rich.table
 from rich.console import Console
 
-from analysis.experiments.command_line import count
+from analysis.experiments.command_line import parser
 from analysis.experiments.style import RC
 from analysis.experiments.tables import Table
 from paper_figures import figure1, gap, mnist, mnli, table1
-from paper_figures.product import Product, save
+from paper_figures.drawing import Drawing, save
 from paper_figures.studies import records_of
 
 __all__ = ["main"]
 
 FIGURES = {"figure1": figure1, "mnist": mnist, "gap": gap, "table1": table1, "mnli": mnli}
-ON_REQUEST = {"table1", "mnli"}  # takes longer, and torch, transformers and peft
+ON_REQUEST = {"table1", "mnli"}  # they take longer, and need torch, transformers and peft
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,23 +45,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _draw(figures, options):
     start = time.perf_counter()
-    recorded = cache(lambda study: records_of(study, options.records, full=options.full, workers=options.workers))
+    recorded = cache(lambda study: records_of(study, options.folder, full=options.full, workers=options.workers))
     written = []
     for name, figure in figures.items():
         records = {study: recorded(study) for study in figure.STUDIES}
         with matplotlib.rc_context(RC):
-            product = figure.make(records)
-            written.append((product, save(product, name, options.output)))
+            drawing = figure.make(records)
+            written.append((drawing, save(drawing, name, options.output)))
     console = Console(width=None if sys.stdout.isatty() else 160)
-    for product, paths in written:
-        _report(console, product, paths)
+    for drawing, paths in written:
+        _report(console, drawing, paths)
     console.print(f"{time.perf_counter() - start:.0f} s in all.", highlight=False)
 
 
-def _report(console: Console, product: Product, paths: list[Path]) -> None:
+def _report(console: Console, drawing: Drawing, paths: list[Path]) -> None:
     """The table, what follows from it, what was run on which data, and where it was written."""
-    console.print(_in_terminal(product.table))
-    for text in (*(f"• {sentence}" for sentence in product.table.sentences), "", product.caption, ""):
+    console.print(_in_terminal(drawing.table))
+    for text in (*(f"• {sentence}" for sentence in drawing.table.sentences), "", drawing.caption, ""):
         console.print(text, markup=False, highlight=False)
     for path in paths:
         console.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
@@ -78,18 +78,13 @@ def _in_terminal(table: Table) -> rich.table.Table:
 
 
 def _parser():
-    parser = argparse.ArgumentParser(
-        prog="python -m paper_figures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
+    made = parser("paper_figures", __doc__, output=Path("figures"), folder=Path("records"), workers=None)
+    made.add_argument(
         "--full", action="store_true", help="the paper's protocol on MNIST too: 3 seeds, 20 epochs (about 40 minutes)"
     )
-    parser.add_argument("--only", action="append", choices=FIGURES, help="draw this figure; may be repeated")
-    parser.add_argument("--list", action="store_true", help="name the figures and leave")
-    parser.add_argument("--output", type=Path, default=Path("figures"), help="folder of the figures and tables")
-    parser.add_argument("--records", type=Path, default=Path("records"), help="folder of the studies' records")
-    parser.add_argument("--workers", type=count, help="processes (default: one for each CPU)")
-    return parser
+    made.add_argument("--only", action="append", choices=FIGURES, help="draw this figure; may be repeated")
+    made.add_argument("--list", action="store_true", help="name the figures, each with what it shows, and stop")
+    return made
 
 
 if __name__ == "__main__":

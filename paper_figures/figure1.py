@@ -8,8 +8,8 @@ from analysis.experiments.records import Record
 from analysis.studies.linear import RANK
 from paper_figures import figure1_table
 from paper_figures.curves import BOOTSTRAP, Curve, median_interval, methods
+from paper_figures.drawing import Drawing
 from paper_figures.figure1_table import NEGLIGIBLE, below_from
-from paper_figures.product import Product
 from paper_figures.sheet import draw_curve, keys_of, sheet
 from paper_figures.studies import stated
 
@@ -22,7 +22,7 @@ _DASHES = {1: "-", 2: (0, (4, 1.2)), 4: (0, (1, 1))}  # by momentum rank / r, in
 _RANK_KEYS = {f"{factor}r".removeprefix("1"): {"color": "0.3", "linestyle": _DASHES[factor]} for factor in _DASHES}
 
 
-def make(records: dict[str, list[Record]]) -> Product:
+def make(records: dict[str, list[Record]]) -> Drawing:
     """The figure from the linear task's records."""
     runs = records["linear"]
     shown, caption = panels(runs), _caption(runs)
@@ -33,7 +33,7 @@ def make(records: dict[str, list[Record]]) -> Product:
         _draw(axis, title, curves, lowest)
     axes[0, 0].set_ylabel("excess loss")
     _magnify(axes[0, 2], shown[_BY_RANK])
-    return Product(figure, caption, figure1_table.table(runs), list(chain(*shown.values())))
+    return Drawing(figure, caption, figure1_table.table(runs), list(chain(*shown.values())))
 
 
 def panels(records: list[Record]) -> dict[str, list[Curve]]:

@@ -6,7 +6,7 @@ from analysis.experiments.methods import label
 from analysis.experiments.records import Record
 from analysis.experiments.tables import Table, interval, short, words
 from paper_figures.curves import Curve, median_interval, methods
-from paper_figures.product import Product
+from paper_figures.drawing import Drawing
 from paper_figures.sheet import draw_curve, keys_of, sheet
 from paper_figures.studies import stated
 
@@ -20,7 +20,7 @@ _CONVERGED = 1e-12  # of the best loss: from there a step has nowhere to go, and
 _LOWEST = 1e-6  # that is shown
 
 
-def make(records: dict[str, list[Record]]) -> Product:
+def make(records: dict[str, list[Record]]) -> Drawing:
     """The figure from the records of the linear task and of MNIST."""
     panels = _panels(records)
     caption = _caption(records)
@@ -33,7 +33,7 @@ def make(records: dict[str, list[Record]]) -> Product:
         column[-1].set_xlabel("step" if title.startswith("MNIST") else "epoch (its last step)")
     for axis, quantity in zip(axes[:, 0], _QUANTITIES.values(), strict=True):
         axis.set_ylabel(quantity)
-    return Product(figure, caption, _table(records), _flat(panels))
+    return Drawing(figure, caption, _table(records), _flat(panels))
 
 
 def _panels(records):

@@ -7,7 +7,7 @@ from analysis.experiments.style import appearance
 from paper_figures import mnist_table
 from paper_figures.accuracy import OURS, PAPERS, averages, extent, papers_average, stretch
 from paper_figures.curves import BOOTSTRAP, Curve, median_interval, methods
-from paper_figures.product import Product
+from paper_figures.drawing import Drawing
 from paper_figures.sheet import draw_curve, keys_of, sheet
 from paper_figures.studies import stated
 
@@ -16,7 +16,7 @@ __all__ = ["STUDIES", "make"]
 STUDIES = ("mnist",)
 
 
-def make(records: dict[str, list[Record]]) -> Product:
+def make(records: dict[str, list[Record]]) -> Drawing:
     """The figure from MNIST's records."""
     runs = records["mnist"]
     compared, caption = methods(runs), _caption(runs)
@@ -29,7 +29,7 @@ def make(records: dict[str, list[Record]]) -> Product:
     stretch(axes[0, 0], *extent(accuracy))
     axes[0, 1].set_yscale("log")
     _compare(axes[0, 2], compared)
-    return Product(figure, caption, mnist_table.table(runs), accuracy + loss)
+    return Drawing(figure, caption, mnist_table.table(runs), accuracy + loss)
 
 
 def _curve(quantity, method, values):

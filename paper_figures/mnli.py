@@ -6,7 +6,7 @@ from analysis.experiments.records import Record
 from analysis.studies.mnli.study import PAPER
 from paper_figures import mnli_table
 from paper_figures.curves import BOOTSTRAP, Curve, median_interval, methods
-from paper_figures.product import Product
+from paper_figures.drawing import Drawing
 from paper_figures.sheet import draw_curve, keys_of, sheet
 
 __all__ = ["STUDIES", "make"]
@@ -16,7 +16,7 @@ _WINDOW = 50  # steps that a point of the training loss is the mean of
 _CHANCE = {"color": "0.6", "linewidth": 0.8, "linestyle": (0, (2, 2))}
 
 
-def make(records: dict[str, list[Record]]) -> Product:
+def make(records: dict[str, list[Record]]) -> Drawing:
     """The figure from MNLI's records."""
     runs = records["mnli"]
     compared, caption = methods(runs), _caption(runs)
@@ -32,7 +32,7 @@ def make(records: dict[str, list[Record]]) -> Product:
         for curve in curves:
             draw_curve(axis, curve, marker=".")
         axis.set(title=curves[0].quantity, xlabel="step", xlim=(0, None))
-    return Product(figure, caption, mnli_table.table(runs), [curve for curves in panels for curve in curves])
+    return Drawing(figure, caption, mnli_table.table(runs), [curve for curves in panels for curve in curves])
 
 
 def _training(method):

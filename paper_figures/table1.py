@@ -7,7 +7,7 @@ from analysis.experiments.style import appearance
 from paper_figures import table1_table
 from paper_figures.accuracy import OURS, PAPERS, average, extent, papers_average, stretch
 from paper_figures.curves import BOOTSTRAP, Curve, median_interval, methods
-from paper_figures.product import Product
+from paper_figures.drawing import Drawing
 from paper_figures.sheet import draw_curve, keys_of, sheet
 from paper_figures.studies import stated
 
@@ -17,7 +17,7 @@ STUDIES = ("lenet5",)
 _APART = 0.17  # of the two marks in a row
 
 
-def make(records: dict[str, list[Record]]) -> Product:
+def make(records: dict[str, list[Record]]) -> Drawing:
     """The figure from LeNet5's records."""
     runs = records["lenet5"]
     compared, caption = methods(runs), _caption(runs)
@@ -30,7 +30,7 @@ def make(records: dict[str, list[Record]]) -> Product:
     axes[0, 0].xaxis.get_major_locator().set_params(integer=True)
     stretch(axes[0, 0], *extent(curves))
     _compare(axes[0, 1], compared)
-    return Product(figure, caption, table1_table.table(runs), curves)
+    return Drawing(figure, caption, table1_table.table(runs), curves)
 
 
 def _curve(method):

@@ -96,7 +96,7 @@ def _row(config, torch, jax, compilation):
 
 def command(arguments: Sequence[str] | None = None) -> None:
     """Time what has no record yet, print the page, and write it where ``--output`` says."""
-    made = parser("analysis step-time", __doc__, folder=Path("records/step_time"), output=None, again=False)
+    made = parser("analysis step-time", __doc__, folder=Path("records/step-time"), output=None, again=False)
     options = made.parse_args(arguments)
     records = recorded(run, configurations(), options.folder, again=options.again)
     print(page(records))

@@ -1,4 +1,4 @@
-"""How figures look: lines and letters, and one colour and one dash for a method in all of them."""
+"""How figures look: lines and letters, and the colour and the dashes that `METHODS` gives each method."""
 
 from typing import Any
 

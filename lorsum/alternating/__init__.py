@@ -11,24 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.linalg import LinAlgError
 
-from lorsum._arrays import as_array, computing_dtype, is_finite, namespace_of, zeros_like
+from lorsum._arrays import computing_dtype, is_finite, namespace_of, zeros_like
+from lorsum._checks import as_array
 from lorsum._operators import check_adjoints, is_operator
 from lorsum._sums import require_finite
 from lorsum.alternating.array_api import by_array_code, qr_half_step
 from lorsum.alternating.numba import by_kernels
 from lorsum.alternating.plan import Plan, planned
-from lorsum.alternating.problem import (
-    Acceleration,
-    Gauge,
-    Method,
-    Problem,
-    Solver,
-    as_problem,
-    as_reg,
-    simplified,
-)
+from lorsum.alternating.problem import Gauge, Method, Problem, Solver, as_reg, checked, simplified
 from lorsum.lowrank import LowRank, LowRankSum, MatrixLike, as_sum
-from lorsum.typing import RNG, Array, Factor, Scalar
+from lorsum.typing import RNG, Acceleration, Array, Factor, Scalar
 
 __all__ = ["Iterate", "least_squares_factor", "lorsum", "lorsums", "solution"]
 
@@ -57,7 +49,7 @@ def lorsum(
     solver: Solver = "auto",
     gauge: Gauge = "paper",
     oversample: int = 0,
-    accelerate: Acceleration | None = None,
+    accelerate: Acceleration = None,
     callback: Callable[[Iterate], object] | None = None,
     rng: RNG = 0,
 ) -> LowRank:
@@ -151,9 +143,9 @@ def lorsum(
     without ``callback``, ``simultaneous`` and ``accelerate``; where columns are dependent to rounding they give up, and
     the operations of the array library take over, as for everything else. Results are the same up to rounding.
 
-    Two formulas of [2]_ are corrected here. Line 5 of Algorithm 2 misses a λI: the proximal term is that of its Listing
-    1 and equation 7. With metrics, Algorithm 2 moves where the gradient is zero; here that is a fixed point, as LoRSum
-    on L_Uᵀ W L_V, with M = L Lᵀ, and the proximal term weighted alike.
+    With metrics this is LoRSum on L_Uᵀ W L_V, with M = L Lᵀ, and the proximal term weighted alike: no step is taken
+    where the gradient is zero. That, and λ, differ from Algorithm 2 of [2]_ as printed; ``docs/differences.md`` says
+    why.
 
     References
     ----------
@@ -172,37 +164,13 @@ def lorsum(
     >>> bool(gap(two, target).excess < gap(one, target).excess < 1e-4)
     True
     """
-    problem = as_problem(
-        target,
-        init,
-        iters,
-        reg,
-        first,
-        simultaneous,
-        metric,
-        method,
-        solver,
-        gauge,
-        oversample,
-        accelerate,
-        callback,
-        rng,
-    )
+    options = first, simultaneous, metric, method, solver, gauge, accelerate, callback, rng
+    problem = checked(Problem(target, init, iters, reg, oversample, *options))
     return solution(problem, planned(problem))
 
 
 def lorsums(problems: Sequence[Problem]) -> list[LowRank]:
-    """The solutions of several problems; terms that they have in common are read once, where the kernels can do that.
-
-    Parameters
-    ----------
-    problems : sequence of Problem
-        From :func:`lorsum.alternating.problem.as_problem`, with the arguments of ``lorsum``.
-
-    Returns
-    -------
-    list of LowRank
-    """
+    """The solutions of several checked problems; where the kernels can, terms in common are read once."""
     if len(problems) > 1:
         plan = planned(*problems)
         X = by_kernels(problems, plan) if plan.backend == "numba" else None

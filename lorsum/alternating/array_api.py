@@ -19,8 +19,6 @@ from lorsum.lowrank import LowRank, LowRankSum
 from lorsum.svd import truncated_svd
 from lorsum.typing import Array, Scalar
 
-__all__ = ["by_array_code", "compressed", "gram_half_step", "qr_half_step"]
-
 Observer: TypeAlias = Callable[[int, LowRank], None]
 HalfStep: TypeAlias = Callable[[LowRankSum, Array, Array, Scalar], Array]
 

@@ -1,4 +1,4 @@
-"""From problems to the arguments of the Numba kernel that iterates on them; a batch in threads."""
+"""From problems to the arguments of the Numba kernel, :func:`lorsum._kernels.alternating`; a batch in threads."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,20 +12,13 @@ from lorsum.alternating.plan import Plan
 from lorsum.alternating.problem import Problem, all_terms
 from lorsum.lowrank import LowRank
 
-__all__ = ["by_kernels"]
-
 WORTH_A_THREAD = 2**24  # multiplications in a batch from which threads save more than they cost
 
 
 def by_kernels(problems: Sequence[Problem], plan: Plan) -> list[LowRank] | None:
-    """The solutions, or None where the kernels give up: on columns that are dependent, and on what is not finite.
+    """The solutions of problems that a plan sends to the kernels; terms that they have in common are read once.
 
-    Parameters
-    ----------
-    problems : sequence of Problem
-        One or several that a plan sends to the kernels. Terms that they have in common are read once.
-    plan : Plan
-        The way that is taken.
+    None where the kernels give up: on columns that are dependent, and on what is not finite.
     """
     terms, dense, starts, weights = _arranged(problems)
     by_gram = plan.way == "Gram coefficients"
@@ -56,18 +49,10 @@ def by_kernels(problems: Sequence[Problem], plan: Plan) -> list[LowRank] | None:
 
 
 def _arranged(problems: Sequence[Problem]) -> tuple[list[LowRank], Any, list[int], list[list[Any]]]:
-    """What the sums of several problems are made of.
+    """What the sums of several problems are made of: terms, dense, starts, weights.
 
-    Returns
-    -------
-    terms : list of LowRank
-        The low-rank terms of all sums and the starts, each once.
-    dense : array or None
-        A term that is no LowRank.
-    starts : list of int
-        Of each sum, the number of the term that is iterated from.
-    weights : list of list
-        Of each sum, the coefficients of the low-rank terms, and of the dense one.
+    The low-rank terms of all sums and the starts, each once; the term that is no LowRank, or None; and of each sum the
+    number of the term that it starts from, and the coefficients of the low-rank terms and of the dense one.
     """
     everything = all_terms(problems)
     terms = [A for A in everything if type(A) is LowRank]

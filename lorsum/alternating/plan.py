@@ -8,10 +8,8 @@ from lorsum._arrays import library_of
 from lorsum._display import html_table, text_table
 from lorsum._numba import TERMS, may_compile
 from lorsum._operators import is_operator
-from lorsum.alternating.problem import Problem, all_terms, as_problem
+from lorsum.alternating.problem import Problem, all_terms, checked
 from lorsum.lowrank import LowRank, MatrixLike
-
-__all__ = ["Plan", "Size", "plan", "planned"]
 
 Way: TypeAlias = Literal["direct", "Gram coefficients", "QR coefficients"]
 Backend: TypeAlias = Literal["numba", "array API"]
@@ -29,10 +27,6 @@ def plan(target: MatrixLike, **options: Any) -> "Plan":
     **options
         The options of ``lorsum``.
 
-    Returns
-    -------
-    Plan
-
     Examples
     --------
     >>> import numpy as np
@@ -45,7 +39,7 @@ def plan(target: MatrixLike, **options: Any) -> "Plan":
     Gram coefficients       1.5967e+06
                direct       2.4320e+07
     """
-    return planned(as_problem(target, **options))
+    return planned(checked(Problem(target, **options)))
 
 
 class Plan(NamedTuple):

@@ -1,94 +1,56 @@
 """What :func:`lorsum.lorsum` is asked: every check of its arguments, and simpler problems with the same solution."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
-from lorsum._arrays import (
-    as_count,
-    as_float,
-    as_number,
-    as_rank,
-    computing_dtype,
-    is_complex,
-    is_scalar,
-    is_traced,
-    namespace_of,
-    normal,
-    scale_of,
-    zeros_like,
-)
+from lorsum._arrays import as_float, computing_dtype, is_complex, is_traced, namespace_of, normal, scale_of, zeros_like
+from lorsum._checks import as_count, as_number, as_rank, is_scalar
 from lorsum._linear import check_addable
 from lorsum._sums import require_finite_coefficients, stacked
-from lorsum.lowrank import LowRank, LowRankSum, MatrixLike, as_sum
+from lorsum.lowrank import LowRank, LowRankSum, as_sum
 from lorsum.metrics import whitened
 from lorsum.svd import truncated_svd
-from lorsum.typing import RNG, Factor, Scalar
-
-__all__ = [
-    "Problem",
-    "all_terms",
-    "as_problem",
-    "as_reg",
-    "check_choices",
-    "check_init",
-    "is_zero",
-    "result_dtype",
-    "simplified",
-]
+from lorsum.typing import RNG, Acceleration, Factor, Scalar
 
 Method: TypeAlias = Literal["auto", "direct", "coefficients"]
 Solver: TypeAlias = Literal["auto", "qr", "gram"]
 Gauge: TypeAlias = Literal["paper", "balanced"]
-Acceleration: TypeAlias = Literal["krylov"]
 
 _CHOICES = {
-    "first": ("U", "V"),
-    "method": ("auto", "direct", "coefficients"),
-    "solver": ("auto", "qr", "gram"),
-    "gauge": ("paper", "balanced"),
-    "accelerate": (None, "krylov"),
+    "first": get_args(Factor),
+    "method": get_args(Method),
+    "solver": get_args(Solver),
+    "gauge": get_args(Gauge),
+    "accelerate": get_args(Acceleration),
 }
 
 
 class Problem(NamedTuple):
-    """What is asked of :func:`lorsum.lorsum`, with every argument checked; see there for their meaning."""
-
-    target: LowRankSum
-    init: LowRank
-    iters: int
-    reg: Scalar  # a float, but where λ is traced or wants a gradient
-    first: Factor
-    simultaneous: bool
-    metric: Any
-    method: Method
-    solver: Solver
-    gauge: Gauge
-    oversample: int
-    accelerate: Acceleration | None
-    callback: Callable[[Any], object] | None
-    rng: RNG
-
-
-def as_problem(
-    target: MatrixLike,
-    init: LowRank | None = None,
-    iters: int = 1,
-    reg: Scalar = 0.0,
-    first: Factor = "U",
-    simultaneous: bool = False,
-    metric: Any = None,
-    method: Method = "auto",
-    solver: Solver = "auto",
-    gauge: Gauge = "paper",
-    oversample: int = 0,
-    accelerate: Acceleration | None = None,
-    callback: Callable[[Any], object] | None = None,
-    rng: RNG = 0,
-) -> Problem:
-    """The arguments of :func:`lorsum.lorsum`, checked; see there for the errors.
+    """What is asked of :func:`lorsum.lorsum`; see there for the meaning, and :func:`checked`.
 
     Of metrics the form alone is checked where they are used, in :func:`lorsum.metrics.root_of`.
     """
+
+    target: Any  # a LowRankSum, once checked
+    init: Any = None  # a LowRank, once checked
+    iters: int = 1
+    reg: Scalar = 0.0  # a float, once checked, but where λ is traced or wants a gradient
+    oversample: int = 0
+    first: Factor = "U"
+    simultaneous: bool = False
+    metric: Any = None
+    method: Method = "auto"
+    solver: Solver = "auto"
+    gauge: Gauge = "paper"
+    accelerate: Acceleration = None
+    callback: Callable[[Any], object] | None = None
+    rng: RNG = 0
+
+
+def checked(problem: Problem) -> Problem:
+    """The problem after every check of its arguments; the errors are those of :func:`lorsum.lorsum`."""
+    target, init, iters, reg, oversample, *options = problem
+    first, simultaneous, _, method, solver, gauge, accelerate, callback, _ = options
     target = as_sum(target, "target")
     if init is None:
         init = target.terms[0]
@@ -96,7 +58,7 @@ def as_problem(
             raise ValueError("`init` is None and the first term of `target` is no LowRank: pass `init` to start from.")
     else:
         check_init(init, target)
-    require_finite_coefficients(target=target)
+    require_finite_coefficients("target", target)
     reg = as_reg(reg)
     iters, oversample = as_count(iters, "iters", least=0), as_count(oversample, "oversample", least=0)
     as_rank(init.rank, init.shape, "init.rank")
@@ -111,22 +73,7 @@ def as_problem(
         raise ValueError("`accelerate` is 'krylov', which orthogonalises, but `solver` is 'gram': use 'qr' or 'auto'.")
     if method == "coefficients" and not target.is_factored:
         raise ValueError("`method` is 'coefficients', but a term of `target` is not a LowRank: use 'direct'.")
-    return Problem(
-        target,
-        init,
-        iters,
-        reg,
-        first,
-        simultaneous,
-        metric,
-        method,
-        solver,
-        gauge,
-        oversample,
-        accelerate,
-        callback,
-        rng,
-    )
+    return Problem(target, init, iters, reg, oversample, *options)
 
 
 def check_init(init: Any, target: LowRankSum) -> None:

@@ -4,43 +4,23 @@ from typing import NamedTuple
 
 from numpy.linalg import LinAlgError
 
-from lorsum._arrays import (
-    as_count,
-    as_float,
-    as_rank,
-    as_real,
-    computing_dtype,
-    eps,
-    frobenius,
-    namespace_of,
-)
+from lorsum._arrays import as_float, computing_dtype, eps, frobenius, namespace_of
+from lorsum._checks import as_count, as_rank, as_real
 from lorsum._decompositions import svdvals
 from lorsum._display import dtype_name
 from lorsum._sums import namespace_of_sum, require_finite
 from lorsum.alternating import lorsum
 from lorsum.alternating.array_api import compressed
-from lorsum.alternating.problem import Acceleration, check_init, result_dtype
+from lorsum.alternating.problem import check_init, result_dtype
 from lorsum.diagnostics import Gap, gap
 from lorsum.lowrank import LowRank, LowRankSum, MatrixLike, as_sum
-from lorsum.typing import RNG, Array
-
-__all__ = ["Certified", "lorsum_until"]
+from lorsum.typing import RNG, Acceleration, Array
 
 PATIENCE = 3  # iterations without progress after which a stationary point is taken for what it is
 
 
 class Certified(NamedTuple):
-    """A result of :func:`lorsum_until`.
-
-    Attributes
-    ----------
-    approx : LowRank
-        The approximation.
-    gap : Gap
-        How far it is from the truncated SVD, measured on the result itself.
-    iters : int
-        Iterations that it took.
-    """
+    """An approximation, its gap to the truncated SVD, measured on the result itself, and the iterations it took."""
 
     approx: LowRank
     gap: Gap
@@ -53,7 +33,7 @@ def lorsum_until(
     *,
     init: LowRank | None = None,
     max_iters: int = 1000,
-    accelerate: Acceleration | None = None,
+    accelerate: Acceleration = None,
     rng: RNG = 0,
 ) -> Certified:
     """Alternating updates until the excess over the best approximation is certified to be below a tolerance.
@@ -76,7 +56,7 @@ def lorsum_until(
     Returns
     -------
     Certified
-        The approximation, its measured gap, and the number of iterations.
+        ``approx``, its measured ``gap``, and the number of iterations ``iters``.
 
     Raises
     ------

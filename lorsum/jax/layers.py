@@ -14,7 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from lorsum._arrays import as_rank
+from lorsum._checks import as_rank
 from lorsum.jax._pytrees import PyTree, is_low_rank
 from lorsum.jax.products import lora, lora_conv
 from lorsum.lowrank import LowRank

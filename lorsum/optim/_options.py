@@ -8,18 +8,12 @@ from typing import Any
 import numpy as np
 from array_api_compat import is_array_api_obj
 
-from lorsum._arrays import as_count, as_number, is_scalar, is_traced
+from lorsum._arrays import is_traced
+from lorsum._checks import as_count, as_number, is_scalar
 from lorsum.lowrank import LowRank, as_sum
-from lorsum.typing import Array, Scalar
+from lorsum.typing import Scalar
 
-__all__ = [
-    "check_options",
-    "decayed",
-    "decayed_factors",
-    "descending",
-    "is_used",
-    "lr_at",
-]
+__all__ = ["check_options", "decayed", "descending", "is_used", "lr_at"]
 
 
 def lr_at(lr: Any, count: Any) -> Scalar:
@@ -34,13 +28,6 @@ def lr_at(lr: Any, count: Any) -> Scalar:
 def decayed(W: LowRank, lr: Scalar, weight_decay: Scalar) -> Any:
     """The first term of a target, (1 − η · weight_decay) W: decoupled weight decay, of the product."""
     return (1 - lr * weight_decay) * W if is_used(weight_decay) else W
-
-
-def decayed_factors(U: Array, V: Array, lr: Scalar, weight_decay: Scalar) -> tuple[Array, Array]:
-    """The factors of (1 − η · weight_decay) U Vᵀ, which both take their part of the decay."""
-    kept = 1 - lr * weight_decay
-    root = abs(kept) ** 0.5
-    return (2 * (kept >= 0) - 1) * root * U, root * V
 
 
 def descending(G: Any, maximize: bool) -> Any:
@@ -63,13 +50,11 @@ def check_options(rule: Any) -> None:
 
 
 def _check_lr(name: str, value: Any) -> None:
-    """Learning rates are non-negative numbers, or callables of the step."""
     if not callable(value):
         _check_nonnegative(name, value)
 
 
 def _check_nonnegative(name: str, value: Any) -> None:
-    """An error unless ``value`` is a finite number of at least 0."""
     if not is_scalar(value) or isinstance(value, complex):
         raise TypeError(f"`{name}` is {value!r}; a number is needed.")
     if not is_traced(value) and not 0 <= float(value) < math.inf:
@@ -77,27 +62,23 @@ def _check_nonnegative(name: str, value: Any) -> None:
 
 
 def _check_flag(name: str, value: Any) -> None:
-    """An error unless ``value`` is a truth value."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"`{name}` is {value!r}; True or False is needed.")
 
 
 def _check_positive(name: str, value: Any) -> None:
-    """An error unless ``value`` is a finite number above 0."""
     _check_nonnegative(name, value)
     if not is_traced(value) and float(value) == 0:
         raise ValueError(f"`{name}` is 0; it must be above 0.")
 
 
 def _check_fraction(name: str, value: Any) -> None:
-    """An error unless ``value`` lies in [0, 1)."""
     _check_nonnegative(name, value)
     if not is_traced(value) and float(value) >= 1:
         raise ValueError(f"`{name}` is {value}; it must be below 1.")
 
 
 def _check_betas(name: str, betas: Any) -> None:
-    """An error unless ``betas`` are two numbers in [0, 1)."""
     if not isinstance(betas, Sequence):
         raise TypeError(f"`{name}` is {betas!r}; a pair of numbers is needed.")
     if len(betas) != 2:
@@ -107,7 +88,6 @@ def _check_betas(name: str, betas: Any) -> None:
 
 
 def _check_count(name: str, value: Any) -> None:
-    """An error unless ``value`` is an integer of at least 1."""
     as_count(value, name, least=1)
 
 

@@ -3,17 +3,13 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from lorsum._arrays import as_array, common_namespace, computing_dtype, conj, namespace_of
+from lorsum._arrays import computing_dtype, conj, namespace_of
+from lorsum._checks import as_array, common_namespace
 from lorsum._sums import arrays_of
 from lorsum.lowrank import LowRank, as_sum
-from lorsum.optim._options import (
-    check_options,
-    descending,
-    is_used,
-    lr_at,
-)
+from lorsum.optim._options import check_options, descending, is_used, lr_at
 from lorsum.optim.rule import Reads, Schedule
-from lorsum.typing import RNG, Array, Scalar
+from lorsum.typing import RNG, Array, DType, Scalar
 
 __all__ = ["SGD", "AdamW"]
 
@@ -33,8 +29,29 @@ class AdamWState(NamedTuple):
     second: tuple[Array, ...]
 
 
+class _OnFactors:
+    """What SGD and AdamW share: they train each factor, or a dense parameter, by its own gradient."""
+
+    entrywise = True  # see lorsum.optim.Rule
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    def reads(self, rank: int) -> Reads:
+        """Of G the gradients of the two factors."""
+        return Reads("factors")
+
+    def arrays_and_gradients(self, W: Any, G: Any, lr: Scalar) -> tuple[list[Array], list[Array]]:
+        """The arrays that are trained, and the directions to descend in: G_U = G V and G_V = Gᵀ U (section 3), or G."""
+        arrays, G = leaves(W), checked_gradient(W, G)
+        if not isinstance(W, LowRank):
+            return arrays, [G]
+        U, V = arrays
+        return arrays, [G @ conj(V), G.T @ conj(U)]
+
+
 @dataclass(frozen=True, kw_only=True)
-class SGD:
+class SGD(_OnFactors):
     """Gradient descent with momentum on the factors, or on a dense parameter such as a bias.
 
     ``buffer ← α buffer + g;  p ← p − η buffer``, as ``torch.optim.SGD`` has it.
@@ -59,19 +76,10 @@ class SGD:
     array([0.9, 1.1])
     """
 
-    entrywise = True  # see lorsum.optim.Rule
-
     lr: Scalar | Schedule
     momentum: Scalar = 0.0
     weight_decay: Scalar = 0.0
     maximize: bool = False
-
-    def __post_init__(self) -> None:
-        check_options(self)
-
-    def reads(self, rank: int) -> Reads:
-        """Of G the gradients of the two factors."""
-        return Reads("factors")
 
     def init(self, W: Any, *, rng: RNG = 0) -> SGDState:
         """State before the first step. ``rng`` is not used: nothing here is random."""
@@ -80,41 +88,34 @@ class SGD:
     def step(self, W: Any, G: Any, state: SGDState) -> tuple[Any, SGDState]:
         """``(W, state)`` after a step along G, the gradient with respect to the matrix W."""
         lr = lr_at(self.lr, state.count)
-        arrays, buffers = leaves(W), self.gradients(W, descending(G, self.maximize), lr)
-        if is_used(self.weight_decay):
-            arrays, buffers = self.decayed(W, arrays, buffers, lr)
+        arrays, buffers = self.arrays_and_gradients(W, descending(G, self.maximize), lr)
         if state.buffers:
             buffers = [g + self.momentum * b for g, b in zip(buffers, state.buffers, strict=True)]
         W = rebuilt(W, [p - lr * b for p, b in zip(arrays, buffers, strict=True)])
         return W, SGDState(state.count + 1, tuple(buffers) if state.buffers else ())
 
-    def gradients(self, W: Any, G: Any, lr: Scalar) -> list[Array]:
-        """The directions to descend in, one for each array that is trained."""
-        return leaf_gradients(W, G)
-
-    def decayed(
-        self, W: Any, arrays: list[Array], gradients: list[Array], lr: Scalar
-    ) -> tuple[list[Array], list[Array]]:
-        """The arrays and their gradients, with the decay in the gradients."""
-        return arrays, [g + self.weight_decay * p for g, p in zip(gradients, arrays, strict=True)]
+    def arrays_and_gradients(self, W: Any, G: Any, lr: Scalar) -> tuple[list[Array], list[Array]]:
+        """The arrays that are trained, and the directions to descend in, with the decay in these."""
+        arrays, gradients = super().arrays_and_gradients(W, G, lr)
+        if is_used(self.weight_decay):
+            gradients = [g + self.weight_decay * p for g, p in zip(gradients, arrays, strict=True)]
+        return arrays, gradients
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamW:
+class AdamW(_OnFactors):
     """Adam with decoupled weight decay on the factors, or on a dense parameter; as ``torch.optim.AdamW`` has it.
 
     Parameters
     ----------
-    lr : float or callable
-        Learning rate η, or a function of the step.
+    lr, maximize
+        As for :class:`SGD`.
     betas : pair of float
         Decay rates of the two moments.
     eps : float
         Added to the root of the second moment.
     weight_decay : float
         Times η and the parameter, subtracted from it: of an adapter, from each of its two factors.
-    maximize : bool
-        Ascend: the gradient's sign is changed before anything else.
 
     Examples
     --------
@@ -125,7 +126,6 @@ class AdamW:
     array([0.9, 1.1])
     """
 
-    entrywise = True  # see lorsum.optim.Rule
     trains_complex = False
 
     lr: Scalar | Schedule
@@ -133,13 +133,6 @@ class AdamW:
     eps: Scalar = 1e-8
     weight_decay: Scalar = 0.01
     maximize: bool = False
-
-    def __post_init__(self) -> None:
-        check_options(self)
-
-    def reads(self, rank: int) -> Reads:
-        """Of G the gradients of the two factors."""
-        return Reads("factors")
 
     def init(self, W: Any, *, rng: RNG = 0) -> AdamWState:
         """State before the first step. ``rng`` is not used: nothing here is random."""
@@ -149,9 +142,7 @@ class AdamW:
         """``(W, state)`` after a step along G, the gradient with respect to the matrix W."""
         lr, t = lr_at(self.lr, state.count), state.count + 1
         beta1, beta2 = self.betas
-        arrays, gradients = leaves(W), self.gradients(W, descending(G, self.maximize), lr)
-        if is_used(self.weight_decay):
-            arrays, gradients = self.decayed(W, arrays, gradients, lr)
+        arrays, gradients = self.arrays_and_gradients(W, descending(G, self.maximize), lr)
         first = tuple(beta1 * m + (1 - beta1) * g for m, g in zip(state.first, gradients, strict=True))
         second = tuple(beta2 * v + (1 - beta2) * g**2 for v, g in zip(state.second, gradients, strict=True))
 
@@ -161,15 +152,12 @@ class AdamW:
 
         return rebuilt(W, list(map(moved, arrays, first, second))), AdamWState(t, first, second)
 
-    def gradients(self, W: Any, G: Any, lr: Scalar) -> list[Array]:
-        """The directions to descend in, one for each array that is trained."""
-        return leaf_gradients(W, G)
-
-    def decayed(
-        self, W: Any, arrays: list[Array], gradients: list[Array], lr: Scalar
-    ) -> tuple[list[Array], list[Array]]:
-        """The arrays after decay, each by itself, and their gradients."""
-        return [(1 - lr * self.weight_decay) * p for p in arrays], gradients
+    def arrays_and_gradients(self, W: Any, G: Any, lr: Scalar) -> tuple[list[Array], list[Array]]:
+        """The arrays that are trained, after decay, and the directions to descend in."""
+        arrays, gradients = super().arrays_and_gradients(W, G, lr)
+        if is_used(self.weight_decay):
+            arrays = [(1 - lr * self.weight_decay) * p for p in arrays]
+        return arrays, gradients
 
 
 def leaves(W: Any) -> list[Array]:
@@ -178,16 +166,7 @@ def leaves(W: Any) -> list[Array]:
     Half precision is trained in single: its steps would be lost to rounding, and Adam's ε is zero in it.
     """
     arrays = tuple(W) if isinstance(W, LowRank) else (as_array(W, "W", ndim=0),)
-    return [_computing(p) for p in arrays]
-
-
-def leaf_gradients(W: Any, G: Any) -> list[Array]:
-    """Their gradients: G_U = G V and G_V = Gᵀ U (section 3 of the paper), or G."""
-    G = checked_gradient(W, G)
-    if not isinstance(W, LowRank):
-        return [G]
-    U, V = leaves(W)
-    return [G @ conj(V), G.T @ conj(U)]
+    return [_astype(p, computing_dtype(namespace_of(p), p.dtype)) for p in arrays]
 
 
 def checked_gradient(W: Any, G: Any) -> Any:
@@ -198,26 +177,19 @@ def checked_gradient(W: Any, G: Any) -> Any:
         raise ValueError(f"`G` has shape {tuple(G.shape)} and `W` {tuple(W.shape)}: they must be equal.")
     if isinstance(W, LowRank):
         G = as_sum(G, "G")
-        arrays = [*arrays_of(G).values()] or [W.U]
-        dtype = computing_dtype(common_namespace(W=W.U, G=arrays[0]), W.dtype)
-        _refuse_complex(W, G)
-        return G.astype(dtype)
-    G = G.to_dense() if hasattr(G, "to_dense") else as_array(G, "G", ndim=0)
-    dtype = computing_dtype(common_namespace(W=W, G=G), W.dtype)
-    _refuse_complex(W, G)
-    return G if G.dtype == dtype else namespace_of(G).astype(G, dtype)
-
-
-def _refuse_complex(W: Any, G: Any) -> None:
-    """An error where the imaginary part of a gradient would be dropped."""
+        xp = common_namespace(W=W.U, G=next(iter(arrays_of(G).values()), W.U))
+    else:
+        G = G.to_dense() if hasattr(G, "to_dense") else as_array(G, "G", ndim=0)
+        xp = common_namespace(W=W, G=G)
     if G.dtype != W.dtype and "complex" in str(G.dtype) and "complex" not in str(W.dtype):
         raise TypeError(f"`G` has dtype {G.dtype} and `W` {W.dtype}: take the real part, or make `W` complex.")
+    dtype = computing_dtype(xp, W.dtype)
+    return G.astype(dtype) if isinstance(W, LowRank) else _astype(G, dtype)
 
 
 def rebuilt(W: Any, arrays: list[Array]) -> Any:
     """The parameter W with new arrays, in its own dtype."""
-    xp = namespace_of(arrays[0])
-    arrays = [p if p.dtype == W.dtype else xp.astype(p, W.dtype) for p in arrays]
+    arrays = [_astype(p, W.dtype) for p in arrays]
     return LowRank(*arrays) if isinstance(W, LowRank) else arrays[0]
 
 
@@ -226,7 +198,5 @@ def zeros_like_leaves(W: Any) -> tuple[Array, ...]:
     return tuple(namespace_of(p).zeros_like(p) for p in leaves(W))
 
 
-def _computing(p: Array) -> Array:
-    xp = namespace_of(p)
-    dtype = computing_dtype(xp, p.dtype)
-    return p if p.dtype == dtype else xp.astype(p, dtype)
+def _astype(x: Array, dtype: DType) -> Array:
+    return x if x.dtype == dtype else namespace_of(x).astype(x, dtype)

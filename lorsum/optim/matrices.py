@@ -5,13 +5,7 @@ from typing import Any, NamedTuple
 
 from lorsum._arrays import computing_dtype, namespace_of
 from lorsum.lowrank import LowRank, as_sum
-from lorsum.optim._options import (
-    check_options,
-    decayed,
-    descending,
-    is_used,
-    lr_at,
-)
+from lorsum.optim._options import check_options, decayed, descending, is_used, lr_at
 from lorsum.optim.factors import SGD, SGDState, checked_gradient
 from lorsum.optim.oplora import require_adapter
 from lorsum.optim.rule import Reads, Schedule
@@ -36,14 +30,8 @@ class SVDLoRA:
 
     Parameters
     ----------
-    lr : float or callable
-        Learning rate η, or a function of the step.
-    momentum : float
-        α in [0, 1).
-    weight_decay : float
-        Decoupled: a step multiplies the matrix W by 1 − η · weight_decay before anything else.
-    maximize : bool
-        Ascend: a step along −G.
+    lr, momentum, weight_decay, maximize
+        As for :class:`OPLoRA`.
 
     Examples
     --------

@@ -6,15 +6,9 @@ from typing import Any, Literal, NamedTuple
 from lorsum._arrays import namespace_of, normal, zeros_like
 from lorsum._decompositions import column_space
 from lorsum.alternating import lorsums
-from lorsum.alternating.problem import as_problem, check_choices
+from lorsum.alternating.problem import Problem, check_choices, checked
 from lorsum.lowrank import LowRank, as_sum
-from lorsum.optim._options import (
-    check_options,
-    decayed,
-    descending,
-    is_used,
-    lr_at,
-)
+from lorsum.optim._options import check_options, decayed, descending, is_used, lr_at
 from lorsum.optim.factors import checked_gradient, leaves
 from lorsum.optim.rule import Reads, Schedule
 from lorsum.typing import RNG, Factor, Scalar
@@ -62,10 +56,9 @@ class OPLoRA:
 
     Notes
     -----
-    M is balanced after each update, M = (U√s)(V√s)ᵀ, and has no λ. In the paper's mini-batch task with K = 1 and λ on M
-    too, its factors drift apart, to norms of 5e4 and 7e-3 after 400 steps, until λ outweighs the smaller one's Gram
-    matrix: the median excess climbs back from 59 at epoch 50 to 1.6e3 at epoch 100. Balanced, it ends at 15, with λ or
-    without. Not balanced and without λ, it ends there too, but the norms are 2e11 and 4e-9 by then.
+    M is balanced after each update, M = (U√s)(V√s)ᵀ, and has no λ. Not balanced, its factors drift apart in the paper's
+    mini-batch task with K = 1: without λ to norms of 2e11 and 4e-9; with λ on M too, until it outweighs the smaller
+    one's Gram matrix, and the median excess climbs back from 59 at epoch 50 to 1.6e3 at epoch 100 (balanced: 15).
 
     References
     ----------
@@ -125,18 +118,18 @@ class OPLoRA:
     ) -> tuple[LowRank, LowRank | None]:
         """W and M after a step (algorithm 1, lines 16 to 20); M is None without momentum."""
         G, options = checked_gradient(W, G), {"reg": lr * self.reg, "metric": metric}
-        kept = decayed(W, lr, self.weight_decay)
+        target = decayed(W, lr, self.weight_decay) - lr * G
         if M is None:
-            (stepped,) = self.rounded((kept - lr * G, options))
+            (stepped,) = self.rounded((target, options))
             return stepped.astype(W.dtype), None
-        target, momentum = kept - lr * G - lr * self.momentum * M, self.momentum * M + G
+        target, momentum = target - lr * self.momentum * M, self.momentum * M + G
         stepped, rounded = self.rounded((target, options), (momentum, {"gauge": "balanced"}))
         return stepped.astype(W.dtype), rounded.astype(M.dtype)
 
     def rounded(self, *problems: tuple[Any, dict[str, Any]]) -> list[LowRank]:
         """LoRSum of targets, each with options of its own beside this rule's."""
         shared: dict[str, Any] = {name: getattr(self, name) for name in ("iters", "first", "simultaneous", "method")}
-        return lorsums([as_problem(target, **own, **shared) for target, own in problems])
+        return lorsums([checked(Problem(target, **own, **shared)) for target, own in problems])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,16 +181,16 @@ class ProjectedOPLoRA(OPLoRA):
         zeros = [xp.concat([xp.zeros_like(factor)] * 2, axis=-1) for factor in leaves(W)]
         return OPLoRAState(0, LowRank(*zeros) if is_used(self.momentum) else None)
 
-    def step(self, W: LowRank, G: Any, state: Any) -> tuple[LowRank, Any]:
-        """``(W, state)`` after a step along G, the gradient with respect to the matrix W."""
-        require_adapter(W)
-        if state.M is None:
-            return super().step(W, G, state)
-        lr, M, G = lr_at(self.lr, state.count), state.M, checked_gradient(W, descending(G, self.maximize))
+    def moved(
+        self, W: LowRank, G: Any, M: LowRank | None, lr: Scalar, metric: Any = None
+    ) -> tuple[LowRank, LowRank | None]:
+        """W and M after a step; M is None without momentum."""
+        if M is None:
+            return super().moved(W, G, M, lr, metric)
+        G = checked_gradient(W, G)
         target = decayed(W, lr, self.weight_decay) - lr * G - lr * self.momentum * tangent_projection(W, M)
-        (stepped,) = self.rounded((target, {"reg": lr * self.reg}))
-        M = tangent_projection(W, self.momentum * M + G).astype(M.dtype)
-        return stepped.astype(W.dtype), OPLoRAState(state.count + 1, M)
+        (stepped,) = self.rounded((target, {"reg": lr * self.reg, "metric": metric}))
+        return stepped.astype(W.dtype), tangent_projection(W, self.momentum * M + G).astype(M.dtype)
 
 
 def tangent_projection(W: LowRank, A: Any) -> LowRank:

@@ -5,8 +5,8 @@ from typing import Any
 
 from lorsum.alternating import least_squares_factor
 from lorsum.lowrank import LowRank
-from lorsum.optim._options import decayed_factors
-from lorsum.optim.factors import SGD, AdamW, checked_gradient, leaf_gradients, leaves
+from lorsum.optim._options import is_used
+from lorsum.optim.factors import SGD, AdamW, checked_gradient, leaves
 from lorsum.optim.rule import Reads
 from lorsum.typing import Array, Scalar
 
@@ -23,21 +23,20 @@ class _Preconditioned:
         """Of G a product with a basis of each factor's columns."""
         return Reads("products", rank)
 
-    def gradients(self, W: Any, G: Any, lr: Scalar) -> list[Array]:
-        """G V (VᵀV + λI)⁻¹ and Gᵀ U (UᵀU + λI)⁻¹: half a step of LoRSum on G itself, from each side."""
-        if not isinstance(W, LowRank):
-            return leaf_gradients(W, G)
-        G, (U, V), reg = checked_gradient(W, G), leaves(W), lr * self.reg
-        return [least_squares_factor(G, V, reg=reg), least_squares_factor(G.T, U, reg=reg)]
+    def arrays_and_gradients(self, W: Any, G: Any, lr: Scalar) -> tuple[list[Array], list[Array]]:
+        """The factors after decay, and G V (VᵀV + λI)⁻¹ and Gᵀ U (UᵀU + λI)⁻¹: half-steps of LoRSum on G itself.
 
-    def decayed(
-        self, W: Any, arrays: list[Array], gradients: list[Array], lr: Scalar
-    ) -> tuple[list[Array], list[Array]]:
-        """The factors of the product after decay; a dense parameter as without preconditioning."""
+        A dense parameter is trained as without preconditioning.
+        """
         if not isinstance(W, LowRank):
-            return super().decayed(W, arrays, gradients, lr)  # type: ignore[misc]
-        U, V = arrays
-        return list(decayed_factors(U, V, lr, self.weight_decay)), gradients
+            return super().arrays_and_gradients(W, G, lr)  # type: ignore[misc]
+        G, (U, V), reg = checked_gradient(W, G), leaves(W), lr * self.reg
+        gradients = [least_squares_factor(G, V, reg=reg), least_squares_factor(G.T, U, reg=reg)]
+        if is_used(self.weight_decay):  # both factors take their part of it, and U a negative one's sign
+            kept = 1 - lr * self.weight_decay
+            root = abs(kept) ** 0.5
+            U, V = (2 * (kept >= 0) - 1) * root * U, root * V
+        return [U, V], gradients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +83,8 @@ class PreconditionedAdamW(_Preconditioned, AdamW):
     ----------
     lr, betas, eps, maximize
         As for :class:`AdamW`.
-    weight_decay : float
-        Decoupled, of the product: U Vᵀ ← (1 − η · weight_decay) U Vᵀ as part of the step. Of a dense parameter as for
-        :class:`AdamW`.
-    reg : float
-        λ, before it is multiplied by the learning rate.
+    weight_decay, reg
+        As for :class:`PreconditionedSGD`, the decay of a dense parameter as for :class:`AdamW`.
 
     Examples
     --------

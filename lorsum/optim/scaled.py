@@ -149,10 +149,8 @@ class DiagonalScale:
     ----------
     power : float
         γ; 1/4 on both sides divides a gradient by the root of a second moment, as Adafactor does.
-    smoothing : float
-        β in [0, 1).
-    damping : float
-        δ > 0, added to the averages.
+    smoothing, damping
+        As for :class:`KFAC`.
     """
 
     power: Scalar = 0.25

@@ -12,7 +12,7 @@ The bounds that come before the run depend on the start only through θ₀, the 
 columns and the dominant right singular subspace: ``start_angle``, in radians. An iteration with more than r columns,
 truncated to rank r at the end, may take the dominant subspace of any dimension q from r up to their number:
 ``dominant``. Where a bound is by the tangent, one of θ₀ = π/2 says nothing. All hold in exact arithmetic; rounding adds
-its own.
+its own. An argument that is out of range is a ValueError.
 
 References
 ----------

@@ -4,15 +4,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lorsum._arrays import as_rank, conj, eps, is_scalar, namespace_of
+from lorsum._arrays import conj, eps, namespace_of
+from lorsum._checks import as_rank, is_scalar
 from lorsum._decompositions import qr, svd
 from lorsum._linear import check_addable
-from lorsum._sums import compressed, require_finite
-from lorsum.diagnostics import _in_double
+from lorsum._sums import compressed, in_double, require_finite
 from lorsum.lowrank import LowRank, LowRankSum, as_sum
 from lorsum.typing import Array, Matrix
-
-__all__ = ["APosterioriBounds", "a_posteriori_bounds"]
 
 SQUARINGS = 8  # for the Schatten norm of order 1024 of an R × R matrix, R^(1/1024) of its spectral norm at most
 
@@ -187,7 +185,7 @@ def _checked(approx: LowRank, target: Matrix, tail: float | None) -> tuple[LowRa
     if tail is not None and not (is_scalar(tail) and 0 <= float(tail) < float("inf")):
         raise ValueError(f"`tail` is {tail}; a finite bound of a singular value, at least 0, is needed.")
     require_finite(target=W, approx=X)
-    return _in_double(W), _in_double(X).terms[0]
+    return in_double(W), in_double(X).terms[0]
 
 
 def _numbers(x: Array) -> Array:

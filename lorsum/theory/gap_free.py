@@ -4,13 +4,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lorsum._arrays import as_count
+from lorsum._checks import as_count
 from lorsum.typing import Acceleration, Array
 
-__all__ = ["chebyshev_decay", "gap_free_bound", "gap_free_loss", "is_krylov", "random_start_angle", "tangent_of"]
 
-
-def gap_free_bound(iters: int, start_angle: float, *, accelerate: Acceleration | None = None) -> float:
+def gap_free_bound(iters: int, start_angle: float, *, accelerate: Acceleration = None) -> float:
     """An ε with σ_i² − σ_i(X)² ≤ ε σ_{q+1}² for all i ≤ r after K iterations with λ = 0, whatever the spectrum.
 
     Parameters
@@ -26,11 +24,6 @@ def gap_free_bound(iters: int, start_angle: float, *, accelerate: Acceleration |
     -------
     float
         ε. In the Frobenius norm the error has ‖W − X‖² ≤ ‖W − W_r‖² + r ε σ_{q+1}².
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of range.
 
     Notes
     -----
@@ -76,11 +69,6 @@ def random_start_angle(n: int, rank: int, *, columns: int | None = None, failure
     -------
     float
         Radians.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of range.
 
     Notes
     -----
@@ -162,7 +150,7 @@ def tangent_of(start_angle: float) -> float:
     return np.inf if start_angle > np.pi / 2 - 1e-15 else float(np.tan(start_angle))
 
 
-def is_krylov(accelerate: Acceleration | None) -> bool:
+def is_krylov(accelerate: Acceleration) -> bool:
     """True for "krylov", False for None."""
     if accelerate not in (None, "krylov"):
         raise ValueError(f"`accelerate` is {accelerate!r}; it must be None or 'krylov'.")

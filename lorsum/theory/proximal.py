@@ -2,10 +2,8 @@
 
 import numpy as np
 
-from lorsum._arrays import as_count
+from lorsum._checks import as_count
 from lorsum.typing import Array
-
-__all__ = ["reg_singular_values"]
 
 
 def reg_singular_values(s: Array, start: Array, reg: float, iters: int | None = None) -> Array:
@@ -27,11 +25,6 @@ def reg_singular_values(s: Array, start: Array, reg: float, iters: int | None = 
     array
         x, in the order of ``s``. Where the singular vectors are the dominant ones, the squared error is Σ (x − σ)²
         above the optimum.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of range, or the shapes differ.
 
     Notes
     -----

@@ -4,18 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lorsum._arrays import as_count
+from lorsum._checks import as_count
 from lorsum.theory.gap_free import chebyshev_decay, gap_free_loss, is_krylov, tangent_of
 from lorsum.typing import Acceleration, Array, Factor
-
-__all__ = [
-    "AngleBounds",
-    "angle_bounds",
-    "contraction_rate",
-    "excess_bound",
-    "iterations_needed",
-    "singular_value_bounds",
-]
 
 
 def contraction_rate(s: Array, rank: int) -> float:
@@ -36,15 +27,11 @@ def contraction_rate(s: Array, rank: int) -> float:
     Raises
     ------
     ValueError
-        If ``s`` is not a descending sequence of non-negative numbers, ``rank`` is out of range, or σ_r is zero.
+        If an argument is out of range, or σ_r is zero.
 
     Notes
     -----
-    An iteration of :func:`lorsum.lorsum` is one of orthogonal iteration on WᵀW, whose eigenvalues are σ² [1]_.
-
-    References
-    ----------
-    .. [1] Y. Saad, Numerical Methods for Large Eigenvalue Problems, SIAM, 2011, theorem 5.2.
+    The iteration is orthogonal iteration on WᵀW, whose eigenvalues are σ²; :func:`angle_bounds` has the theorem.
 
     Examples
     --------
@@ -120,28 +107,14 @@ def angle_bounds(
 
 
 def singular_value_bounds(
-    s: Array,
-    rank: int,
-    iters: int,
-    start_angle: float,
-    *,
-    dominant: int | None = None,
-    accelerate: Acceleration | None = None,
+    s: Array, rank: int, iters: int, start_angle: float, *, dominant: int | None = None, accelerate: Acceleration = None
 ) -> Array:
     """Lower bounds of the singular values of the iterate after K iterations with λ = 0; upper bounds are σ₁ … σ_r.
 
     Parameters
     ----------
-    s : array_like, shape (k,)
-        Singular values of the target, descending.
-    rank : int
-        r, the number of singular values to bound.
-    iters : int
-        K ≥ 1.
-    start_angle : float
-        θ₀, see :mod:`lorsum.theory`.
-    dominant : int, optional
-        q ≥ r, the dimension of the subspace that θ₀ is measured to; default: r.
+    s, rank, iters, start_angle, dominant
+        As for :func:`angle_bounds`.
     accelerate : {None, "krylov"}
         ``"krylov"``: for the best approximation in the span of all K iterates.
 
@@ -149,11 +122,6 @@ def singular_value_bounds(
     -------
     array, shape (r,)
         What σ₁(X) … σ_r(X) reach at least.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of range.
 
     Notes
     -----
@@ -187,13 +155,7 @@ def singular_value_bounds(
 
 
 def excess_bound(
-    s: Array,
-    rank: int,
-    iters: int,
-    start_angle: float,
-    *,
-    dominant: int | None = None,
-    accelerate: Acceleration | None = None,
+    s: Array, rank: int, iters: int, start_angle: float, *, dominant: int | None = None, accelerate: Acceleration = None
 ) -> float:
     """Largest excess error ‖W − X‖ / ‖W − W_r‖ − 1 that K iterations with λ = 0 may leave, in Frobenius norms.
 
@@ -206,11 +168,6 @@ def excess_bound(
     -------
     float
         Infinity where θ₀ = π/2 and the target has rank r.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of range.
 
     Notes
     -----
@@ -228,13 +185,7 @@ def excess_bound(
 
 
 def iterations_needed(
-    s: Array,
-    rank: int,
-    tol: float,
-    start_angle: float,
-    *,
-    dominant: int | None = None,
-    accelerate: Acceleration | None = None,
+    s: Array, rank: int, tol: float, start_angle: float, *, dominant: int | None = None, accelerate: Acceleration = None
 ) -> int:
     """Smallest K for which :func:`excess_bound` is at most ``tol``: that many iterations are enough.
 

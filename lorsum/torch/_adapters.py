@@ -8,23 +8,16 @@ from torch import Tensor, nn
 from lorsum.lowrank import LowRank
 from lorsum.torch._gradient import ConvolutionView, LinearView
 
-__all__ = ["Adapter", "Site", "adapters", "require_no_data_parallel"]
+__all__ = ["Adapter", "Site", "adapters"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 PLAIN_VARIANTS = ("NoneType", "DoraLinearVariant", "DoraConv1dVariant", "DoraConv2dVariant")
 
 
 class Site:
-    """A pair of modules ``lora_A`` and ``lora_B`` that a model calls one after the other.
+    """A pair of modules that a model calls one after the other: linear ones, or a convolution and a 1 × 1 convolution.
 
-    Attributes
-    ----------
-    name : str
-        Where the model has it.
-    lora_A, lora_B : torch.nn.Module
-        Linear modules, or a convolution and a 1 × 1 convolution.
-    view : LinearView or ConvolutionView
-        How a call's input of lora_A and output gradient of lora_B make X and S.
+    ``view`` makes X and S of a call's input of lora_A and output gradient of lora_B.
     """
 
     def __init__(self, name: str, lora_A: Any, lora_B: Any):
@@ -123,7 +116,7 @@ def adapters(model: nn.Module) -> list[Adapter]:
     >>> adapters(nn.Sequential(LoRALinear((5, 4), rank=2), nn.ReLU(), LoRALinear((4, 3), rank=1)))
     [Adapter(0: 4 × 5, rank 2), Adapter(2: 3 × 4, rank 1)]
     """
-    require_no_data_parallel(model)
+    _refuse_data_parallel(model)
     sites: dict[tuple[int, int], list[Site]] = {}
     names: dict[int, tuple[tuple[int, int], str]] = {}
     pairs: set[tuple[nn.Module, nn.Module]] = set()  # of modules: layers that share these have one pair
@@ -149,8 +142,7 @@ def _memory(p: Tensor) -> int:
     return id(p) if p.is_meta else p.data_ptr()
 
 
-def require_no_data_parallel(model: nn.Module) -> None:
-    """An error if a part of the model is wrapped by DataParallel."""
+def _refuse_data_parallel(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.DataParallel):
             raise ValueError(

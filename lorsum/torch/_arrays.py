@@ -68,7 +68,6 @@ class ParameterArrays:
         self._arrays: list[ParameterArray] = []
 
     def current(self) -> list[ParameterArray]:
-        """One for each."""
         if not self._arrays or not all([array.is_current() for array in self._arrays]):
             self._arrays = [ParameterArray(p) for p in self.parameters]
         return self._arrays
@@ -77,13 +76,8 @@ class ParameterArrays:
 class StateTensors:
     """The state of a rule for one parameter, whose numbers live in tensors: ``{"step": …, "M.U": …, "M.V": …}``.
 
-    Parameters
-    ----------
-    state : named tuple
-        As ``rule.init`` gives it.
-    tensors : dict
-        The parameter's entry in ``Optimizer.state``; tensors that are there already are taken in place of the state's
-        numbers.
+    It starts as ``rule.init`` gives it, but tensors that ``Optimizer.state`` has of the parameter already take the
+    place of its numbers.
     """
 
     def __init__(self, state: State, tensors: dict[str, Any]):

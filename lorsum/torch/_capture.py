@@ -7,7 +7,7 @@ starts anew, and a backward pass that leaves ``.grad`` alone leaves nothing.
 import functools
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,16 +15,10 @@ from torch import Tensor
 from lorsum.lowrank import LowRank
 from lorsum.torch._adapters import Adapter
 from lorsum.torch._arrays import to_arrays
-from lorsum.torch._common_factor import (
-    Snapshot,
-    check_against_autograd,
-    common_factor,
-    multiple_of_captured,
-    tolerance,
-)
+from lorsum.torch._common_factor import Snapshot, check_against_autograd, common_factor, multiple_of_captured, tolerance
 from lorsum.torch._distributed import processes
-from lorsum.torch._gradient import Gradient, zero_gradient
-from lorsum.torch._hooks import PairHooks, register_after_accumulation, remove, while_alive
+from lorsum.torch._gradient import Gradient, Missing, zero_gradient
+from lorsum.torch._hooks import PairHooks, register_after_accumulation, while_alive
 
 __all__ = ["Capture", "LocalGradients"]
 
@@ -32,26 +26,9 @@ __all__ = ["Capture", "LocalGradients"]
 class Capture:
     """The gradient of one adapter, kept up to date by hooks for as long as this object lives.
 
-    Parameters
-    ----------
-    adapter : Adapter
-        What to watch.
-    form : {"auto", "pairs", "dense", "rows"}
-        See :class:`lorsum.torch._gradient.Gradient`.
-    process_group : ProcessGroup, optional
-        Over which ``.grad`` is averaged, where torch.distributed is initialised.
-    on_change : callable, optional
-        Called when the gradient has changed, in the backward pass.
-
-    Attributes
-    ----------
-    gradient : Gradient
-        Of all backward passes since B.grad was None.
-    checked : bool
-        Whether the next step compares the gradient with autograd's, for which its rounding errors must be bounded: true
-        where something was seen that may make it wrong.
-    called : bool
-        Whether the adapter was called with gradients since they were cleared.
+    ``checked`` tells whether the next step compares it with autograd's, for which its rounding errors must be bounded:
+    true where something was seen that may make it wrong. ``on_change`` is called when it has changed, in the backward
+    pass.
     """
 
     def __init__(
@@ -62,7 +39,8 @@ class Capture:
         on_change: Callable[[], None] | None = None,
     ):
         self.adapter, self.form, self.process_group = adapter, form, process_group
-        self.gradient, self.checked, self.called = Gradient(adapter.shape, form), True, False
+        self.gradient, self.checked = Gradient(adapter.shape, form), True
+        self.called = False  # with gradients, since they were cleared
         self._on_change: Callable[[], None] = on_change or (lambda: None)
         self._staged: dict[int, Gradient] = {}  # by backward pass: what has arrived, but is not yet in B.grad
         self._forget()
@@ -70,7 +48,8 @@ class Capture:
         handles = [handle for pair in self._pairs for handle in pair.register()]
         for p, method in ((adapter.B, self._after_B), (adapter.A, self._after_A)):
             handles.append(register_after_accumulation(p, while_alive(method)))
-        weakref.finalize(self, remove, handles)
+        for handle in handles:
+            weakref.finalize(self, handle.remove)
 
     def before_call(self) -> None:
         """Let go, in a forward pass, of what can count no more."""
@@ -93,11 +72,9 @@ class Capture:
             self._before_accumulation()
             self._staged[task] = Gradient(self.adapter.shape, self.form)
             if task >= 0:  # A pass that adds nothing to B.grad, as one for the inputs alone, leaves nothing
-                torch.autograd.Variable._execution_engine.queue_callback(functools.partial(self._unstage, task))
+                unstage: Any = functools.partial(self._staged.pop, task, None)
+                torch.autograd.Variable._execution_engine.queue_callback(unstage)
         self._staged[task].add(view, S, X, self.checked or processes(self.process_group) > 1)
-
-    def _unstage(self, task: int) -> None:
-        self._staged.pop(task, None)
 
     def clear(self) -> None:
         """Forget the gradient, as ``zero_grad`` does."""
@@ -105,14 +82,20 @@ class Capture:
         self._forget()
         self.called = False
 
-    def has_gradient(self, missing: Literal["skip", "error"] = "skip") -> bool:
+    def has_gradient(self, missing: Missing = "skip") -> bool:
         """True if the step has a gradient to take; else False, or with missing="error" an error that says why not."""
         self._staged.clear()  # of backward passes that have left .grad alone
         self.drop_cleared()
         A, B, name = self.adapter.A, self.adapter.B, self.adapter.name
         if A.grad is None and B.grad is None:
             if missing == "error":
-                self._refuse_missing()
+                why = (
+                    "it was called, but no backward pass has reached it."
+                    if self.called
+                    else "its lora_A and lora_B have not been called with gradients. Freeze it, activate it, or pass "
+                    '`missing="skip"`.'
+                )
+                raise RuntimeError(f"`{name}` has no gradient: {why}")
             self._forget()
             return False
         if A.grad is None or B.grad is None:
@@ -129,22 +112,10 @@ class Capture:
             )
         return True
 
-    def _refuse_missing(self) -> None:
-        name = self.adapter.name
-        if self.called:
-            raise RuntimeError(f"`{name}` has no gradient: it was called, but no backward pass has reached it.")
-        raise RuntimeError(
-            f"`{name}` has no gradient: its lora_A and lora_B have not been called with gradients. Freeze it, "
-            'activate it, or pass `missing="skip"`.'
-        )
-
     def common_factor(self) -> float:
         """The number c by which A.grad and B.grad were multiplied since the backward pass: unscaling, clipping, ascent.
 
-        Raises
-        ------
-        RuntimeError
-            If there is none, because they were changed in different ways.
+        It is an error if there is none, because they were changed in different ways.
         """
         if self._fault is not None:
             raise RuntimeError(self._fault)
@@ -189,10 +160,9 @@ class Capture:
         self._passes = {"A": 0, "B": 0}  # backward passes that have added to A.grad, and to B.grad
         self._fault: str | None = None  # why A.grad and B.grad have no common factor
         self._hooked = False  # others have hooks on A or B, which may change what is added to .grad
-        self._versions: (
-            tuple[int, ...] | None
-        ) = ()  # of A and B in the first backward pass; None if others had other weights
-        self._weights: tuple[Tensor, Tensor] | None = None  # B and A in it, where the step compares with autograd
+        # In the first backward pass: the versions of A and B, None if a later pass had other weights
+        self._versions: tuple[int, ...] | None = ()
+        self._weights: tuple[Tensor, Tensor] | None = None  # and B and A, where the step compares with autograd
 
     def _current_versions(self) -> tuple[int, int]:
         return self.adapter.A._version, self.adapter.B._version
@@ -200,7 +170,7 @@ class Capture:
     def _factor(self) -> float | None:
         A, B = self.adapter.A, self.adapter.B
         if len(self._snapshots) < 2 or A.grad is None or B.grad is None:
-            return 1.0  # one of the two alone, which the comparison with autograd or check_complete refuses
+            return 1.0  # one of the two alone, which the comparison with autograd or has_gradient refuses
         return common_factor(self.adapter, (self._snapshots["A"], self._snapshots["B"]))
 
     def _before_accumulation(self) -> None:
@@ -264,40 +234,21 @@ class Capture:
     def _note_weights(self) -> None:
         """Remember the weights of the backward passes, with their values where .grad is compared with products of G."""
         A, B = self.adapter.A, self.adapter.B
+        # values are compared too: the version counter does not tell of changes through .data
+        kept = self._weights is None or all(map(torch.equal, self._weights, (B, A)))
         if self._passes["B"] == 1:
             self._versions = self._current_versions()
-        elif self._versions != self._current_versions() or not self._has_weights_kept():
+        elif self._versions != self._current_versions() or not kept:
             self._versions = self._weights = None
         needed = self.checked or processes(self.process_group) > 1
         if needed and self._versions is not None and self._weights is None:
             self._weights = B.detach().clone(), A.detach().clone()
 
-    def _has_weights_kept(self) -> bool:
-        """False if the weights were changed through ``.data``, which the version counter does not tell."""
-        return self._weights is None or all(map(torch.equal, self._weights, (self.adapter.B, self.adapter.A)))
-
 
 class LocalGradients:
-    """The gradients of all adapters that have one, as this process has captured them.
+    """The gradients of all adapters that have one, as this process has captured them; c by the adapter's B."""
 
-    Parameters
-    ----------
-    captures : list of Capture
-        Of the adapters that have a gradient.
-    factor : callable, optional
-        Gives the number c of a capture.
-
-    Attributes
-    ----------
-    factors : dict
-        c, by the adapter's B.
-    traffic : dict
-        By the adapter's name, what was moved for it between processes.
-    unchecked : bool
-        Whether nothing has compared them with ``.grad`` yet.
-    """
-
-    unchecked = True
+    unchecked = True  # nothing has compared them with .grad yet
 
     def __init__(self, captures: list[Capture], factor: Callable[[Capture], float] = Capture.common_factor):
         self.traffic: dict[str, Any] = {}

@@ -34,7 +34,6 @@ class Snapshot:
         return self.place != (grad.data_ptr(), grad._version)
 
     def is_untouched(self, grad: Tensor) -> bool:
-        """True if the tensor is as it was."""
         return not self.is_written_to(grad) and torch.equal(self.values, grad)
 
     def factor(self, grad: Tensor) -> float | None:
@@ -65,10 +64,7 @@ def tolerance(grad: Tensor) -> float:
 def common_factor(adapter: Adapter, snapshots: tuple[Snapshot, Snapshot]) -> float | None:
     """c by which A.grad and B.grad were both multiplied since the snapshots; None if they were and are zero.
 
-    Raises
-    ------
-    RuntimeError
-        If there is none, because they were changed in different ways.
+    It is an error if there is none, because they were changed in different ways.
     """
     grads: Any = (adapter.A.grad, adapter.B.grad)
     if snapshots[0].is_untouched(grads[0]) and snapshots[1].is_untouched(grads[1]):
@@ -94,23 +90,9 @@ def common_factor(adapter: Adapter, snapshots: tuple[Snapshot, Snapshot]) -> flo
 
 
 def check_against_autograd(adapter: Adapter, W: LowRank, G: Any, rounding: float) -> None:
-    """An error that names the adapter if G is not the gradient whose factors autograd has in ``.grad``.
+    """An error that names the adapter if G, the captured gradient times c, is not the one that ``.grad`` comes from.
 
-    Parameters
-    ----------
-    adapter : Adapter
-        After a backward pass.
-    W : LowRank
-        Its matrix in the backward pass.
-    G : LowRank or array
-        The captured gradient, times c.
-    rounding : float
-        How much of it rounding errors may be.
-
-    Raises
-    ------
-    RuntimeError
-        If they differ by more than rounding explains.
+    W is the adapter's matrix in the backward pass, ``rounding`` bounds the rounding errors of G.
     """
     for letter, actual, expected, other in _both(adapter, W, G):
         difference, norm = float(frobenius(actual - expected)), float(frobenius(actual))

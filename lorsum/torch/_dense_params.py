@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lorsum.optim import Rule
 from lorsum.torch._arrays import ParameterArrays, StateTensors, to_arrays
-from lorsum.torch._options import structure_of
+from lorsum.torch._options import have_same_structure
 from lorsum.torch._step import Update, named
 
 __all__ = ["DenseParameters"]
@@ -19,13 +19,7 @@ SMALL = 2**16  # numbers in a parameter, up to which what Python costs outweighs
 
 
 class DenseParameters:
-    """The parameters of one group outside its adapters.
-
-    Parameters
-    ----------
-    names : dict
-        What errors call each of them.
-    """
+    """The parameters of one group outside its adapters, with the names that errors call them by."""
 
     def __init__(self, names: dict[Tensor, str]):
         self.names = names
@@ -39,11 +33,10 @@ class DenseParameters:
         if self._prepared is None or not self._prepared.is_for(rule, parameters, states):
             self._prepared = _Prepared(rule, parameters, states, self.names)
         for part in self._prepared.parts:
-            name = part.name
-            with named(name):
+            with named(part.name):
                 if any([_gradient(p).is_sparse for p in part.arrays.parameters]):
                     raise TypeError(
-                        f"the gradient of {name} is sparse, which {type(rule).__name__} does not take here: pass "
+                        f"the gradient of {part.name} is sparse, which {type(rule).__name__} does not take here: pass "
                         "`sparse=False` to the embedding, or freeze it until this optimizer is made and train it by "
                         "one of torch.optim."
                     )
@@ -60,12 +53,8 @@ class _Prepared:
         together: dict[Any, list[Tensor]] = {}
         self.parts: list[_One | _Bundle] = []
         for p in parameters:
-            if (
-                p.is_cpu
-                and p.dtype in (torch.float32, torch.float64)
-                and p.numel() <= SMALL
-                and not _gradient(p).is_sparse
-            ):
+            small = p.is_cpu and p.dtype in (torch.float32, torch.float64) and p.numel() <= SMALL
+            if small and not _gradient(p).is_sparse:
                 together.setdefault((p.dtype, int(states[p].get("step", 0))), []).append(p)
             else:
                 self.parts.append(_One(rule, p, states[p], f"`{names[p]}`"))
@@ -77,7 +66,7 @@ class _Prepared:
     def is_for(self, rule: Rule, parameters: list[Tensor], states: dict[Tensor, dict[str, Any]]) -> bool:
         """True if these are the parameters, the states their states, and of the rule's structure."""
         return (
-            (self.rule is rule or structure_of(self.rule) == structure_of(rule))
+            have_same_structure(self.rule, rule)
             and self.states is states
             and len(parameters) == len(self.parameters)
             and all([p is q for p, q in zip(parameters, self.parameters, strict=True)])
@@ -108,13 +97,13 @@ class _Bundle:
         self.bounds = list(itertools.pairwise([0, *ends]))
         whole: dict[str, Tensor] = {"step": states[0].get("step", torch.tensor(0)).clone()}
         self.held = StateTensors(rule.init(_vector([p.detach().numpy() for p in parameters])), whole)
-        for name, vector in whole.items():
-            parts = [vector] * len(states) if name == "step" else [vector[a:b] for a, b in self.bounds]
-            for p, state, part in zip(parameters, states, parts, strict=True):
-                if name != "step":
-                    part = part.view(p.shape)
-                    part.copy_(state.get(name, part))
-                state[name] = part
+        for key, vector in whole.items():
+            for p, state, (a, b) in zip(parameters, states, self.bounds, strict=True):
+                if key == "step":
+                    state[key] = vector
+                else:
+                    part = vector[a:b].view(p.shape)
+                    state[key] = part.copy_(state.get(key, part))
 
     def update(self, rule: Rule) -> Update:
         arrays = self.arrays.current()

@@ -17,7 +17,7 @@ from lorsum.lowrank import LowRank
 from lorsum.optim import Rule, reads
 from lorsum.torch._adapters import Adapter
 from lorsum.torch._arrays import half_to_single, to_arrays
-from lorsum.torch._gradient import Gradient, zero_gradient
+from lorsum.torch._gradient import Gradient, Missing, zero_gradient
 
 __all__ = ["MeanGradients", "Traffic", "cheapest", "gathered", "local_factor", "processes"]
 
@@ -25,18 +25,10 @@ Way: TypeAlias = Literal["rows", "sum", "products"]
 
 
 class Traffic(NamedTuple):
-    """What a step moved between the processes for one adapter.
-
-    Attributes
-    ----------
-    what : {"rows", "sum", "products"}
-        S and X, SᵀX, or thin products.
-    nbytes : int
-        Bytes that each process sent.
-    """
+    """What a step moved between the processes for one adapter: S and X, SᵀX, or thin products."""
 
     what: Way
-    nbytes: int
+    nbytes: int  # that each process sent
 
 
 def processes(group: Any = None) -> int:
@@ -45,33 +37,14 @@ def processes(group: Any = None) -> int:
 
 
 class MeanGradients:
-    """The gradients of all adapters as means over the processes.
+    """The gradients of all adapters, which come in the same order in every process, as means over the processes.
 
-    Parameters
-    ----------
-    captures : list of Capture
-        Of the adapters, in the same order in every process.
-    group : ProcessGroup, optional
-        Default: all processes.
-    seed : int
-        Of the random numbers, which must be the same in all processes.
-
-    Attributes
-    ----------
-    traffic : dict
-        By the adapter's name, what was moved for it.
-
-    Raises
-    ------
-    RuntimeError
-        If ``.grad`` is not the mean, over the processes, of what was captured; or if the seeds differ.
+    That ``.grad`` is the mean of what was captured, and the seeds of the random numbers the same, is checked.
     """
 
     unchecked = False  # c would show if they were not what .grad comes from
 
-    def __init__(
-        self, captures: list[Any], group: Any = None, seed: int = 0, missing: Literal["skip", "error"] = "skip"
-    ):
+    def __init__(self, captures: list[Any], group: Any = None, seed: int = 0, missing: Missing = "skip"):
         self.group, self.traffic = group, dict[str, Traffic]()
         device = captures[0].adapter.B.device
         told = torch.tensor([_report(capture, seed) for capture in captures], dtype=torch.float64, device=device)
@@ -95,7 +68,7 @@ class MeanGradients:
         adapter, c = capture.adapter, self.factors[capture.adapter.B]
         local = capture.gradient.times(c) if capture.gradient else zero_gradient(adapter, rows=0)
         rows, count = self.rows[adapter.B], processes(self.group)
-        if max(rows) == 0 and min(rows) == 0:  # .grad is zero, by hand
+        if not any(rows):  # .grad is zero, by hand
             return to_arrays(zero_gradient(adapter))
         way = cheapest(rule, adapter, rows, count)
         self.traffic[adapter.name] = Traffic(way, 0)
@@ -155,17 +128,7 @@ def cheapest(rule: Rule, adapter: Adapter, rows: Sequence[int], count: int) -> W
 
 
 class _Products:
-    """A gradient known by its products with thin matrices: a ``LinearOperator`` to lorsum.
-
-    Parameters
-    ----------
-    local : LowRank or numpy.ndarray
-        This process's gradient.
-    shape : pair of int
-        Its shape.
-    mean : callable
-        The mean of a tensor over the processes.
-    """
+    """The mean of local gradients, known by its products with thin matrices: a ``LinearOperator`` to lorsum."""
 
     def __init__(self, local: Any, shape: tuple[int, int], mean: Callable[[Tensor], Tensor]):
         self.local, self.shape, self.mean = local, shape, mean
@@ -173,7 +136,6 @@ class _Products:
 
     @property
     def T(self) -> "_Products":
-        """The transpose."""
         return _Products(self.local.T, self.shape[::-1], self.mean)
 
     def matmat(self, X: np.ndarray) -> np.ndarray:
@@ -217,10 +179,10 @@ def _projections(capture: Any) -> tuple[float, float]:
         return 0.0, 0.0
     W = capture.weights_of_grad()
     G, (U, V) = capture.gradient.times(1.0), map(half_to_single, adapter.matrix() if W is None else W)
-    return _inner(_as_matrix(adapter.A), (G.T @ U).T), _inner(_as_matrix(adapter.B), G @ V)
+    return _inner(_grad_as_matrix(adapter.A), (G.T @ U).T), _inner(_grad_as_matrix(adapter.B), G @ V)
 
 
-def _as_matrix(p: Tensor) -> Tensor:
+def _grad_as_matrix(p: Tensor) -> Tensor:
     assert p.grad is not None
     return half_to_single(p.grad).reshape(p.shape[0], -1)
 
@@ -235,7 +197,7 @@ def _common_factor(adapter: Adapter, with_A: float, with_B: float, rounding: flo
 
     ``rounding`` bounds the rounding errors of G, not of c G.
     """
-    squares = [_inner(x, x) for x in map(_as_matrix, (adapter.A, adapter.B))]
+    squares = [_inner(x, x) for x in map(_grad_as_matrix, (adapter.A, adapter.B))]
     if not all(map(math.isfinite, squares)):
         raise RuntimeError(f"`{adapter.name}`: its gradient is not finite.")
     half = any(p.dtype.itemsize < 4 for p in (adapter.A, adapter.B))

@@ -10,9 +10,10 @@ from torch.nn.grad import conv1d_weight, conv2d_weight
 from lorsum.lowrank import LowRank
 from lorsum.torch._arrays import half_to_single
 
-__all__ = ["Form", "ConvolutionView", "Gradient", "LinearView", "zero_gradient"]
+__all__ = ["ConvolutionView", "Form", "Gradient", "LinearView", "Missing", "zero_gradient"]
 
-Form: TypeAlias = Literal["auto", "pairs", "dense"]
+Form: TypeAlias = Literal["auto", "pairs", "dense"]  # what is kept of a gradient
+Missing: TypeAlias = Literal["skip", "error"]  # what a step does about an adapter without one
 MANY = 128  # rows, from which a pass over S for its zeros costs next to nothing
 
 
@@ -20,10 +21,6 @@ class LinearView(NamedTuple):
     """How the calls of a linear pair give S and X: one row a token."""
 
     shape: tuple[int, int]
-
-    def rows(self, S: Tensor) -> int:
-        """Number of rows of a call."""
-        return S.numel() // self.shape[0]
 
     def pair(self, S: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
         """S and X as matrices, shapes (N, d_out) and (N, d_in)."""
@@ -42,10 +39,6 @@ class ConvolutionView(NamedTuple):
 
     shape: tuple[int, int]
     conv: Any
-
-    def rows(self, S: Tensor) -> int:
-        """Number of rows of a call."""
-        return S.numel() // self.shape[0]
 
     def pair(self, S: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
         """S and X as matrices, shapes (N, d_out) and (N, d_in · kernel)."""
@@ -84,14 +77,8 @@ class Gradient:
     """A gradient Σ SᵀX that is added to call by call.
 
     N rows of S and X are N (m + n) numbers, their sum m n: where the pairs would take more, and ``form`` is "auto",
-    the sum is kept. Rows of zeros in S, as those of padding tokens are, are left out on the CPU.
-
-    Parameters
-    ----------
-    shape : pair of int
-        (m, n) = (d_out, d_in).
-    form : {"auto", "pairs", "dense", "rows"}
-        What is kept; "rows" is "pairs" with their zeros.
+    the sum is kept. Rows of zeros in S, as those of padding tokens are, are left out on the CPU, but where ``form`` is
+    "rows", which is "pairs" otherwise.
     """
 
     def __init__(self, shape: tuple[int, int], form: str = "auto"):
@@ -106,7 +93,6 @@ class Gradient:
 
     @property
     def rows(self) -> int:
-        """Number of rows in the pairs."""
         return sum(len(S) for S, _ in self.pairs)
 
     @property
@@ -127,7 +113,7 @@ class Gradient:
         given = S.data_ptr(), X.data_ptr()
         if isinstance(view, LinearView) and self.form != "rows":
             S, X = _without_zeros(*view.pair(S, X))
-        if self._stays_paired(view.rows(S)):
+        if self._stays_paired(S.numel() // self.shape[0]):
             S, X = view.pair(S, X)
             kept = S.clone() if S.data_ptr() in given else S, X.clone() if X.data_ptr() in given else X
             self.pairs.append(kept)
@@ -146,7 +132,6 @@ class Gradient:
         other.clear()
 
     def scale(self, c: float) -> None:
-        """Multiply by a number."""
         if c == 1:
             return
         self.pairs = [(S * c, X) for S, X in self.pairs]
@@ -154,7 +139,6 @@ class Gradient:
         self.noise = self.noise * abs(c)
 
     def clear(self) -> None:
-        """Back to nothing."""
         self.pairs, self.dense = [], None
         self.noise, self.is_mean = 0.0, False
 

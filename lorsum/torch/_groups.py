@@ -15,15 +15,7 @@ __all__ = ["Group", "groups_of", "parts", "refuse_without_adapters", "unused"]
 
 
 class Group:
-    """One parameter group in training.
-
-    Attributes
-    ----------
-    adapters : list of TrainedAdapter
-        What the rule trains.
-    dense : DenseParameters
-        The other parameters.
-    """
+    """One parameter group in training: the adapters, which the rule trains, and the other parameters."""
 
     def __init__(self, has_adapters: bool, dense: DenseParameters):
         self.adapters: list[TrainedAdapter] = []
@@ -97,11 +89,11 @@ def _refuse_what_cannot_be_trained(found: Iterable[Adapter], rest: dict[Tensor, 
 def refuse_without_adapters(model: Any, groups: list[dict[str, Any]]) -> None:
     """The error for a model in which there is nothing for the rule to train."""
 
-    def modules(params: Any) -> list[nn.Module]:
-        items = [params] if isinstance(params, (nn.Module, Tensor)) else list(params)
-        return [item for item in items if isinstance(item, nn.Module)]
+    def has_module(params: Any) -> bool:
+        items = [params] if isinstance(params, (nn.Module, Tensor)) else params
+        return any(isinstance(item, nn.Module) for item in items)
 
-    if groups and not any(modules(group["params"]) for group in groups):
+    if groups and not any(has_module(group["params"]) for group in groups):
         raise ValueError(
             "`model` has no LoRA pair, but parameters alone, of which none says with which other it forms a pair: pass "
             "the module instead of parameters (to transformers.Trainer, as the entry `model` of "

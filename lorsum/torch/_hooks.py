@@ -10,7 +10,7 @@ once it is gone; :func:`while_alive` makes such a reference of a method.
 
 import itertools
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,12 +21,10 @@ from torch.utils.hooks import RemovableHandle
 
 from lorsum.torch._adapters import Site
 
-__all__ = ["PairHooks", "register_after_accumulation", "remove", "while_alive"]
+__all__ = ["PairHooks", "register_after_accumulation", "while_alive"]
 
 _numbers = itertools.count()
-_pairs: weakref.WeakValueDictionary[int, "PairHooks"] = (
-    weakref.WeakValueDictionary()
-)  # by number, which compiled code knows them by
+_pairs: weakref.WeakValueDictionary[int, "PairHooks"] = weakref.WeakValueDictionary()  # by number, for compiled code
 
 
 def while_alive(method: Callable[..., None]) -> Callable[..., None]:
@@ -51,21 +49,10 @@ def register_after_accumulation(p: Tensor, hook: Callable[..., None]) -> Removab
     return handle
 
 
-def remove(handles: Iterable[RemovableHandle]) -> None:
-    """Remove hooks."""
-    for handle in handles:
-        handle.remove()
-
-
 class PairHooks:
     """The hooks on one pair of modules. A copy of them, as in a copy of the model, does nothing.
 
-    Parameters
-    ----------
-    site : Site
-        The modules.
-    capture : Capture
-        Whose ``collect`` is called with ``site.view``, S and X.
+    They call the capture's ``collect`` with ``site.view``, S and X.
     """
 
     def __init__(self, site: Site | None = None, capture: Any = None):
@@ -76,14 +63,10 @@ class PairHooks:
             self._weights = site.lora_A.weight, site.lora_B.weight
             _pairs[self.number] = self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "PairHooks":
-        return PairHooks()
-
     def __reduce__(self) -> tuple[Any, ...]:
         return PairHooks, ()
 
     def register(self) -> list[RemovableHandle]:
-        """Handles of the hooks."""
         handles = [
             module.register_forward_hook(hook, prepend=True, with_kwargs=True)
             for module, hook in ((self.site.lora_A, self.after_A), (self.site.lora_B, self.after_B))
@@ -113,8 +96,7 @@ class PairHooks:
         if self._is_transformed():
             capture.checked = True
             return
-        if not self._are_first():
-            self._put_first(capture)
+        self._put_first(capture)
         self._pending = _input(args, kwargs), output, output._version
 
     def after_B(
@@ -125,7 +107,7 @@ class PairHooks:
         if self.site is None or not (output.requires_grad and module.weight.requires_grad):
             return None
         if torch.compiler.is_compiling():
-            return self._passed_on_when_compiled(pending, args, kwargs, output)
+            return self._passed_on_when_compiled(pending, _input(args, kwargs), output)
         capture = self.capture()
         if capture is None:
             return None
@@ -145,13 +127,11 @@ class PairHooks:
         capture.called = True
         return _Collect.apply(output, _as_computed(X), self.capture, self.site.view)
 
-    def _passed_on_when_compiled(
-        self, pending: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-    ) -> Tensor | None:
+    def _passed_on_when_compiled(self, pending: Any, h: Tensor, output: Tensor) -> Tensor | None:
         if pending is None:
             return None
         X, between, _ = pending
-        if _input(args, kwargs) is not between and not self.are_doubtful():
+        if h is not between and not self.are_doubtful():
             self._refuse()
         return _CollectCompiled.apply(output, _as_computed(X), self.number, _number_of_this_call())
 
@@ -159,22 +139,17 @@ class PairHooks:
         """True where the call is none that .backward() could add to B.grad by: for torch.func, or a trace."""
         if torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None:
             return True
-        A, B = self._weights
-        return (
-            self.site.lora_A._parameters.get("weight") is not A or self.site.lora_B._parameters.get("weight") is not B
-        )
-
-    def _are_first(self) -> bool:
-        """True unless others' hooks see, and may replace, the outputs before ours."""
-        lora_A, lora_B = self.site.lora_A, self.site.lora_B
-        first = next(iter(lora_A._forward_hooks)), next(iter(lora_B._forward_hooks))
-        return first == self._ids and not all_modules._global_forward_hooks
+        modules = self.site.lora_A, self.site.lora_B
+        return any(x._parameters.get("weight") is not p for x, p in zip(modules, self._weights, strict=True))
 
     def _put_first(self, capture: Any) -> None:
-        """Let ours be the first hooks, but for those of other optimizers: in time for lora_B, not for lora_A."""
+        """Let ours be the first hooks, but for those of other optimizers: in time for lora_B, not for lora_A.
+
+        Others' hooks before ours see, and may replace, what the modules return.
+        """
         for module, number in zip((self.site.lora_A, self.site.lora_B), self._ids, strict=True):
-            first = next(iter(module._forward_hooks.values()))
-            if not isinstance(getattr(first, "__self__", None), PairHooks):
+            first, hook = next(iter(module._forward_hooks.items()))
+            if first != number and not isinstance(getattr(hook, "__self__", None), PairHooks):
                 module._forward_hooks.move_to_end(number, last=False)
                 capture.checked = True
         if all_modules._global_forward_hooks:

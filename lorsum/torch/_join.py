@@ -20,7 +20,7 @@ from lorsum.torch._gradient import Gradient, zero_gradient
 
 __all__ = ["attend"]
 
-_optimizers: list[weakref.ref[Any]] = []  # references, in the order of their making: the same in all processes
+_optimizers: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()  # in order: the same in all processes
 
 
 def attend(optimizer: Any) -> None:
@@ -29,8 +29,7 @@ def attend(optimizer: Any) -> None:
         return
     if not hasattr(DistributedDataParallel.join_hook, "__wrapped__"):
         DistributedDataParallel.join_hook = _with_adapters(DistributedDataParallel.join_hook)  # type: ignore[method-assign]
-    _optimizers[:] = [reference for reference in _optimizers if reference() is not None]
-    _optimizers.append(weakref.ref(optimizer))
+    _optimizers[optimizer] = None
 
 
 def _with_adapters(join_hook: Callable[..., Any]) -> Callable[..., Any]:
@@ -38,14 +37,11 @@ def _with_adapters(join_hook: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(join_hook)
     def extended(ddp: DistributedDataParallel, **options: Any) -> Any:
-        hook, parameters = join_hook(ddp, **options), set(ddp.parameters())
-        alive = [optimizer for reference in _optimizers if (optimizer := reference()) is not None]
-        inside = {
-            optimizer: [capture for capture in optimizer._captures if capture.adapter.B in parameters]
-            for optimizer in alive
-            if processes(optimizer.process_group) > 1
-        }
-        inside = {optimizer: captures for optimizer, captures in inside.items() if captures}
+        hook, parameters, inside = join_hook(ddp, **options), set(ddp.parameters()), {}
+        for optimizer in list(_optimizers):
+            captures = [capture for capture in optimizer._captures if capture.adapter.B in parameters]
+            if captures and processes(optimizer.process_group) > 1:
+                inside[optimizer] = captures
         return _Shadow(hook, ddp, inside) if inside else hook
 
     return extended
@@ -97,7 +93,7 @@ class _Shadow(dist.algorithms.join.JoinHook):
 
 def _mean(capture: Any, group: Any) -> Gradient:
     """The mean over the processes of all that an adapter's gradient is by now."""
-    adapter, local, count = capture.adapter, capture.gradient, processes(group)
+    adapter, local = capture.adapter, capture.gradient
     mean = Gradient(adapter.shape, "rows" if capture.form == "rows" else "dense")
     mean.is_mean = True
     G: Any = local.times(1.0) if local else zero_gradient(adapter, rows=0)
@@ -108,7 +104,7 @@ def _mean(capture: Any, group: Any) -> Gradient:
     noise = torch.full((1,), float(local.rounding()), dtype=G.dtype, device=G.device)
     for x in (G, noise):
         dist.all_reduce(x, group=group)
-    mean.dense, mean.noise = G / count, float(noise) / count
+    mean.dense, mean.noise = G / processes(group), float(noise) / processes(group)
     return mean
 
 

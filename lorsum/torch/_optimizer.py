@@ -26,7 +26,7 @@ import copy
 import functools
 from collections.abc import Callable, Iterable
 from concurrent import futures
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ from lorsum.torch._adapters import Adapter
 from lorsum.torch._capture import Capture, LocalGradients
 from lorsum.torch._dense_params import DenseParameters
 from lorsum.torch._distributed import MeanGradients, Traffic, local_factor, processes
-from lorsum.torch._gradient import Form
+from lorsum.torch._gradient import Form, Missing
 from lorsum.torch._groups import Group, groups_of, parts, refuse_without_adapters, unused
 from lorsum.torch._hooks import while_alive
 from lorsum.torch._join import attend
@@ -51,13 +51,10 @@ from lorsum.torch._options import (
     is_plain,
     options_of,
 )
-from lorsum.torch._overlap import step_thread
 from lorsum.torch._trained_adapter import TrainedAdapter
 from lorsum.typing import RNG, Scalar
 
 __all__ = ["AdapterOptimizer"]
-
-Missing = Literal["skip", "error"]
 
 
 class AdapterOptimizer(torch.optim.Optimizer):
@@ -181,7 +178,7 @@ class AdapterOptimizer(torch.optim.Optimizer):
         self.traffic: dict[str, Traffic] = {}
         self._adapters: list[TrainedAdapter] = []
         self._groups: list[Group] = []
-        self._thread = step_thread() if self.overlap else None
+        self._thread = futures.ThreadPoolExecutor(1, "lorsum") if self.overlap else None  # one: step after step
         self.averages_in_backward = False  # within a join of DistributedDataParallel
         attend(self)
 

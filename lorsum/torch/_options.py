@@ -15,11 +15,11 @@ __all__ = [
     "checked_others",
     "checked_rule",
     "group_options",
+    "have_same_structure",
     "is_plain",
     "numbers_of",
     "options_of",
     "rules_of",
-    "structure_of",
 ]
 
 OF_TORCH = {"foreach", "fused", "capturable", "differentiable", "amsgrad", "nesterov", "dampening"}
@@ -46,7 +46,7 @@ def checked_rule(Rule: type, lr: Any, options: dict[str, Any]) -> Any:
 
 
 def checked_others(others: Any, rule: Any) -> Any:
-    """The rule for what is outside the adapters: the one given, else SGD, or AdamW where the rule has its ``betas``."""
+    """The rule that is given for what is outside the adapters."""
     if not getattr(others, "entrywise", False):
         raise TypeError(
             f"`others` is {others!r}; lorsum.optim.SGD(lr=…) or lorsum.optim.AdamW(lr=…) is needed, or a rule of your "
@@ -64,9 +64,12 @@ def options_of(rule: Any) -> dict[str, Any]:
     return {field.name: getattr(rule, field.name) for field in dataclasses.fields(rule)}
 
 
-def structure_of(rule: Any) -> tuple[Any, ...]:
-    """What the structure of a rule's state may depend on: its options, of numbers whether they are used at all."""
-    return type(rule), *map(_used, options_of(rule).values())
+def have_same_structure(rule: Any, other: Any) -> bool:
+    """True if states of the two have the same parts: these depend on the options, of numbers on whether they are 0."""
+    if rule is other:
+        return True
+    one, two = ((type(x), *map(_used, options_of(x).values())) for x in (rule, other))
+    return one == two
 
 
 def _used(value: Any) -> Any:
@@ -75,17 +78,15 @@ def _used(value: Any) -> Any:
     return bool(value) if isinstance(value, float) else value
 
 
-def numbers_of(options: dict[str, Any]) -> dict[str, Any]:
-    """The options with numbers in place of tensors, which a scheduler changes in place."""
-    return {name: _number(value) for name, value in options.items() if name != "params"}
-
-
-def _number(value: Any) -> Any:
+def numbers_of(value: Any) -> Any:
+    """A group's options with numbers in place of tensors, which a scheduler changes in place."""
     if isinstance(value, Tensor):
         return value.item()
     if isinstance(value, tuple):
-        return tuple(map(_number, value))
-    return numbers_of(value) if isinstance(value, dict) else value
+        return tuple(map(numbers_of, value))
+    if isinstance(value, dict):
+        return {name: numbers_of(x) for name, x in value.items() if name != "params"}
+    return value
 
 
 def rules_of(classes: RuleClasses, options: dict[str, Any], has_adapters: bool) -> tuple[Any, Any]:

@@ -1,6 +1,6 @@
 """Steps that begin as soon as a layer's gradient is there, in a thread beside the rest of the backward pass."""
 
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,7 @@ from lorsum.optim import Rule
 from lorsum.torch._arrays import leaves_of, mapped
 from lorsum.torch._step import stepped
 
-__all__ = ["BegunStep", "step_thread"]
-
-
-def step_thread() -> Executor:
-    """One thread, in which an optimizer's steps are computed one after the other."""
-    return ThreadPoolExecutor(1, thread_name_prefix="lorsum")
+__all__ = ["BegunStep"]
 
 
 class BegunStep:
@@ -28,7 +23,7 @@ class BegunStep:
     def __init__(self, thread: Executor, rule: Rule, W: LowRank, G: Any, state: Any):
         self.rule = rule
         self.W, self.state = mapped((W, state), _copied)
-        self.future = thread.submit(_stepped, rule, self.W, G, self.state)
+        self.future = thread.submit(torch.no_grad()(stepped), rule, self.W, G, self.state)
 
     def result(self, rule: Rule, W: LowRank, state: Any) -> tuple[Any, Any] | None:
         """The new matrix and state, or None if they must be computed anew with these."""
@@ -37,11 +32,6 @@ class BegunStep:
             return self.future.result()
         self.future.cancel()
         return None
-
-
-@torch.no_grad()
-def _stepped(rule: Rule, W: LowRank, G: Any, state: Any) -> tuple[Any, Any]:
-    return stepped(rule, W, G, state)
 
 
 def _copied(_: str, leaf: Any) -> Any:

@@ -1,6 +1,7 @@
 """A step of a rule in PyTorch: its computation, and its result, which is written when all have been computed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,6 @@ class Update(NamedTuple):
     state: Any
 
     def write(self) -> None:
-        """Put them in place."""
         for parameter, value in zip(self.parameters, self.values, strict=True):
             parameter.put(value)
         self.tensors.put(self.state)
@@ -36,15 +36,11 @@ def stepped(rule: Rule, W: Any, G: Any, state: Any) -> tuple[Any, Any]:
         return rule.step(W, G, state)
 
 
-class named:
+@contextmanager
+def named(name: str) -> Iterator[None]:
     """Errors of a rule with the name of what it was stepping."""
-
-    def __init__(self, name: str):
-        self.name = name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if error is not None:
-            error.add_note(f"in the step of {self.name}")
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"in the step of {name}")
+        raise

@@ -11,7 +11,7 @@ from lorsum.optim import Rule
 from lorsum.torch._adapters import Adapter
 from lorsum.torch._arrays import ParameterArray, ParameterArrays, StateTensors, to_arrays
 from lorsum.torch._capture import Capture
-from lorsum.torch._options import structure_of
+from lorsum.torch._options import have_same_structure
 from lorsum.torch._overlap import BegunStep
 from lorsum.torch._step import Update, named, stepped
 
@@ -19,44 +19,21 @@ __all__ = ["TrainedAdapter"]
 
 
 class TrainedAdapter:
-    """All that an optimizer knows of one adapter.
+    """All that an optimizer knows of one adapter: its parameters, its gradient, its rule's state and its next step.
 
-    Attributes
-    ----------
-    adapter : Adapter
-        The two parameters.
-    capture : Capture
-        The gradient.
-    seed : list of int
-        Of the random numbers that the rule's state begins with.
-    group : int
-        The number of its parameter group.
-    begun : BegunStep or None
-        Its next step, where a thread computes that already.
+    ``group`` is the number of its parameter group, ``seed`` that of the random numbers that the state begins with.
     """
 
     def __init__(self, capture: Capture, seed: list[int], group: int):
         self.adapter: Adapter = capture.adapter
         self.capture, self.seed, self.group = capture, seed, group
-        self.begun: BegunStep | None = None
+        self.begun: BegunStep | None = None  # the next step, where a thread computes it already
         self._weights = ParameterArrays(self.adapter.B, self.adapter.A)
         self._state: StateTensors | None = None
         self._rule: Rule | None = None  # whose state it is
 
     def update(self, rule: Any, gradients: Any, states: dict[Tensor, dict[str, Any]], debug: bool) -> Update:
-        """The next step, not written yet.
-
-        Parameters
-        ----------
-        rule : Rule
-            Of its group.
-        gradients : LocalGradients or MeanGradients
-            Of all adapters.
-        states : dict
-            ``Optimizer.state``, which gets the state before the first step.
-        debug : bool
-            Compare with autograd in any case.
-        """
+        """The next step, not written yet; ``states`` is ``Optimizer.state``, which gets the state before the first."""
         capture, c = self.capture, gradients.factors[self.adapter.B]
         with named(f"`{self.adapter.name}`"):
             weights, G = self._weights.current(), gradients.gradient(capture, rule)
@@ -90,8 +67,7 @@ class TrainedAdapter:
     def _state_tensors(self, rule: Rule, W: LowRank, states: dict[Tensor, dict[str, Any]]) -> StateTensors:
         """The rule's state; what of it is not there yet, as ``rule.init`` has it."""
         A, B = self.adapter.A, self.adapter.B
-        same = self._rule is rule or (self._rule is not None and structure_of(self._rule) == structure_of(rule))
-        if self._state is None or not same or not self._state.is_of(states[B]):
+        if self._state is None or not have_same_structure(self._rule, rule) or not self._state.is_of(states[B]):
             self._state = StateTensors(rule.init(W, rng=np.random.default_rng(self.seed)), states[B])
             states[A]["step"] = states[B]["step"]  # tells those who save a state by parameters that A has one
         self._rule = rule

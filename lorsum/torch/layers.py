@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorsum._arrays import as_rank
+from lorsum._checks import as_rank
 
 __all__ = ["LoRAConv2d", "LoRALinear", "add_lora"]
 
@@ -58,12 +58,7 @@ class _LoRALayer(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> Any:
-        """The base with the adapter added to its weight; this layer must not be used after that.
-
-        Returns
-        -------
-        torch.nn.Module
-        """
+        """The base, a module, with the adapter added to its weight; this layer must not be used after that."""
         self.base.weight.copy_(self.weight)
         return self.base.requires_grad_(self.lora_A.weight.requires_grad)
 
@@ -114,14 +109,10 @@ class LoRALinear(_LoRALayer):
         dropout: float = 0.0,
         bias: bool = True,
     ):
-        if not isinstance(base, nn.Module):
-            d_in, d_out = _sizes(base, 2, "(d_in, d_out)")
-            base = nn.Linear(d_in, d_out, bias=bias)
-        if not isinstance(base, nn.Linear):
-            raise TypeError(f"`base` is a {type(base).__name__}; a Linear or a pair (d_in, d_out) is needed.")
-        super().__init__(base, rank, alpha, rslora, dropout)
-        like = {"device": base.weight.device, "dtype": base.weight.dtype}
-        self.in_features, self.out_features = base.in_features, base.out_features
+        layer: nn.Linear = _as_layer(base, nn.Linear, ("d_in", "d_out"), bias)
+        super().__init__(layer, rank, alpha, rslora, dropout)
+        like: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+        self.in_features, self.out_features = layer.in_features, layer.out_features
         self.lora_A = nn.Linear(self.in_features, rank, bias=False, **like)
         self.lora_B = nn.Linear(rank, self.out_features, bias=False, **like)
         self.reset_adapter()
@@ -167,21 +158,15 @@ class LoRAConv2d(_LoRALayer):
         dropout: float = 0.0,
         bias: bool = True,
     ):
-        if not isinstance(base, nn.Module):
-            d_in, d_out, kernel_size = _sizes(base, 3, "(d_in, d_out, kernel_size)")
-            base = nn.Conv2d(d_in, d_out, kernel_size, bias=bias)
-        if not isinstance(base, nn.Conv2d):
-            raise TypeError(
-                f"`base` is a {type(base).__name__}; a Conv2d or a triple (d_in, d_out, kernel_size) is needed."
-            )
-        if base.groups != 1:
-            raise ValueError(f"`base` has {base.groups} groups; a convolution with groups is no single matrix.")
-        super().__init__(base, rank, alpha, rslora, dropout)
-        like: dict[str, Any] = {"device": base.weight.device, "dtype": base.weight.dtype}
+        layer: nn.Conv2d = _as_layer(base, nn.Conv2d, ("d_in", "d_out", "kernel_size"), bias)
+        if layer.groups != 1:
+            raise ValueError(f"`base` has {layer.groups} groups; a convolution with groups is no single matrix.")
+        super().__init__(layer, rank, alpha, rslora, dropout)
+        like: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
         names = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
-        geometry: dict[str, Any] = {name: getattr(base, name) for name in names}
-        self.lora_A = nn.Conv2d(base.in_channels, rank, bias=False, **geometry, **like)
-        self.lora_B = nn.Conv2d(rank, base.out_channels, 1, bias=False, **like)
+        geometry: dict[str, Any] = {name: getattr(layer, name) for name in names}
+        self.lora_A = nn.Conv2d(layer.in_channels, rank, bias=False, **geometry, **like)
+        self.lora_B = nn.Conv2d(rank, layer.out_channels, 1, bias=False, **like)
         self.reset_adapter()
 
 
@@ -260,21 +245,19 @@ def _target(targets: str | Iterable[str] | Callable[[str, nn.Module], bool] | No
 
 
 def _adapted(name: str, module: Any, rank: int, options: dict[str, Any]) -> nn.Module:
-    if isinstance(module, (nn.Linear, nn.Conv2d)):
-        rank = min(rank, module.weight.shape[0], module.weight[0].numel())
-        return (
-            LoRALinear(module, rank, **options)
-            if isinstance(module, nn.Linear)
-            else LoRAConv2d(module, rank, **options)
-        )
-    raise ValueError(f"`targets` means `{name}`, a {type(module).__name__}; a Linear or a Conv2d is needed.")
+    if not isinstance(module, (nn.Linear, nn.Conv2d)):
+        raise ValueError(f"`targets` means `{name}`, a {type(module).__name__}; a Linear or a Conv2d is needed.")
+    rank = min(rank, module.weight.shape[0], module.weight[0].numel())
+    Layer: Any = LoRALinear if isinstance(module, nn.Linear) else LoRAConv2d
+    return Layer(module, rank, **options)
 
 
-def _sizes(base: Any, count: int, names: str) -> tuple[int, ...]:
-    try:
-        sizes = tuple(base)
-    except TypeError:
-        sizes = ()
-    if len(sizes) != count:
-        raise TypeError(f"`base` is {base!r}; a layer or {names} is needed.")
-    return sizes
+def _as_layer(base: Any, kind: type[nn.Module], names: tuple[str, ...], bias: bool) -> Any:
+    """The layer of this kind that is given, or a new one of the sizes that are."""
+    if isinstance(base, kind):
+        return base
+    sizes = tuple(base) if isinstance(base, Iterable) and not isinstance(base, nn.Module) else ()
+    if len(sizes) != len(names):
+        given = f"a {type(base).__name__}" if isinstance(base, nn.Module) else repr(base)
+        raise TypeError(f"`base` is {given}; a {kind.__name__} or ({', '.join(names)}) is needed.")
+    return kind(*sizes, bias=bias)

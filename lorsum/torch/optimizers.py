@@ -3,22 +3,14 @@
 from lorsum import optim
 from lorsum.torch._optimizer import AdapterOptimizer
 
-__all__ = [
-    "OPLoRA",
-    "PreconditionedAdamW",
-    "PreconditionedSGD",
-    "ProjectedOPLoRA",
-    "SVDLoRA",
-    "ScaledOPLoRA",
-]
+__all__ = ["OPLoRA", "PreconditionedAdamW", "PreconditionedSGD", "ProjectedOPLoRA", "SVDLoRA", "ScaledOPLoRA"]
 
 
 class OPLoRA(AdapterOptimizer):
     """OPLoRA: each adapter takes the step W − ηG − ηαM, rounded to its rank by LoRSum (algorithm 1 of the paper).
 
-    Options of the rule: ``lr, momentum, momentum_rank, iters, reg, first, simultaneous, method, weight_decay,
-    maximize``, as for :class:`lorsum.optim.OPLoRA`; everything else as for :class:`AdapterOptimizer`. With
-    ``momentum_rank=None`` the state takes as many numbers as the adapters: half of what AdamW keeps.
+    The options are those of :class:`lorsum.optim.OPLoRA` and of :class:`AdapterOptimizer`. With ``momentum_rank=None``
+    the state takes as many numbers as the adapters: half of what AdamW keeps.
 
     Examples
     --------
@@ -43,8 +35,7 @@ class OPLoRA(AdapterOptimizer):
 class ProjectedOPLoRA(AdapterOptimizer):
     """OPLoRA with LoFT's momentum, projected at each step on what the adapter's factors can express.
 
-    Options of the rule: ``lr, momentum, iters, reg, first, simultaneous, method, weight_decay, maximize``, as for
-    :class:`lorsum.optim.ProjectedOPLoRA`; everything else as for :class:`AdapterOptimizer`.
+    The options are those of :class:`lorsum.optim.ProjectedOPLoRA` and of :class:`AdapterOptimizer`.
     """
 
     Rule = optim.ProjectedOPLoRA
@@ -53,10 +44,9 @@ class ProjectedOPLoRA(AdapterOptimizer):
 class ScaledOPLoRA(AdapterOptimizer):
     """OPLoRA in a metric that is estimated from the gradients (appendix B of the paper).
 
-    Options of the rule: those of :class:`OPLoRA` and ``scale``, as for :class:`lorsum.optim.ScaledOPLoRA`; everything
-    else as for :class:`AdapterOptimizer`. ``scale`` is not saved with the state, but loading checks that it is the
-    same. With :class:`lorsum.optim.KFAC` the gradients are kept as pairs, whatever they take, and losses that are means
-    need its ``output_scale``.
+    The options are those of :class:`lorsum.optim.ScaledOPLoRA` and of :class:`AdapterOptimizer`. ``scale`` is not saved
+    with the state, but loading checks that it is the same. With :class:`lorsum.optim.KFAC` the gradients are kept as
+    pairs, whatever they take, and losses that are means need its ``output_scale``.
     """
 
     Rule = optim.ScaledOPLoRA
@@ -65,8 +55,7 @@ class ScaledOPLoRA(AdapterOptimizer):
 class PreconditionedSGD(AdapterOptimizer):
     """Gradient descent on the factors with preconditioned gradients: ScaledGD, Riemannian LoRA.
 
-    Options of the rule: ``lr, momentum, weight_decay, maximize, reg``, as for
-    :class:`lorsum.optim.PreconditionedSGD`; everything else as for :class:`AdapterOptimizer`.
+    The options are those of :class:`lorsum.optim.PreconditionedSGD` and of :class:`AdapterOptimizer`.
     """
 
     Rule = optim.PreconditionedSGD
@@ -75,8 +64,7 @@ class PreconditionedSGD(AdapterOptimizer):
 class PreconditionedAdamW(AdapterOptimizer):
     """AdamW fed with the preconditioned gradients of the factors.
 
-    Options of the rule: ``lr, betas, eps, weight_decay, maximize, reg``, as for
-    :class:`lorsum.optim.PreconditionedAdamW`; everything else as for :class:`AdapterOptimizer`.
+    The options are those of :class:`lorsum.optim.PreconditionedAdamW` and of :class:`AdapterOptimizer`.
     """
 
     Rule = optim.PreconditionedAdamW
@@ -85,8 +73,8 @@ class PreconditionedAdamW(AdapterOptimizer):
 class SVDLoRA(AdapterOptimizer):
     """The step that OPLoRA approximates: the truncated SVD of the full step, with a full-rank momentum.
 
-    Options of the rule: ``lr, momentum, weight_decay, maximize``, as for :class:`lorsum.optim.SVDLoRA`; everything else
-    as for :class:`AdapterOptimizer`. With momentum each adapter keeps a matrix of its layer's size.
+    The options are those of :class:`lorsum.optim.SVDLoRA` and of :class:`AdapterOptimizer`. With momentum each adapter
+    keeps a matrix of its layer's size.
     """
 
     Rule = optim.SVDLoRA

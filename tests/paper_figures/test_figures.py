@@ -25,9 +25,9 @@ def records():
 
 def test_figure1_shows_and_tells_that_full_training_passes_the_best_loss(records):
     with rc_context(RC):
-        product = figure1.make(records)
-        product.figure.canvas.draw()
-    full, mini, _ = product.figure.axes[:3]
+        drawing = figure1.make(records)
+        drawing.figure.canvas.draw()
+    full, mini, _ = drawing.figure.axes[:3]
     for axis in (full, mini):
         assert any("from epoch 2 on" in text.get_text() for text in axis.texts)
         assert axis.get_ylim()[0] > 0
@@ -135,8 +135,8 @@ def test_captions_say_what_was_run(records):
 
 def test_a_gap_where_nothing_is_left_to_miss_is_not_drawn(records):
     with rc_context(RC):
-        product = gap.make(records)
-    svd = [c for c in product.curves if c.panel == "Linear, full batch" and c.method.config["method"] == "svdlora"]
+        drawing = gap.make(records)
+    svd = [c for c in drawing.curves if c.panel == "Linear, full batch" and c.method.config["method"] == "svdlora"]
     assert [list(curve.x) for curve in svd] == [[1], [1]]  # it is there after one step
 
 

@@ -42,8 +42,8 @@ def results(i, config):
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_the_figure_has_three_panels_and_nothing_over_its_edge(seeds):
     with rc_context(RC):
-        product = figure.make({"mnli": made_up(seeds)})
-        sheet = product.figure
+        drawing = figure.make({"mnli": made_up(seeds)})
+        sheet = drawing.figure
         sheet.canvas.draw()
         inside = sheet.bbox.padded(1)
         boxes = [text.get_window_extent() for text in sheet.texts] + [key.get_window_extent() for key in sheet.legends]
@@ -51,8 +51,8 @@ def test_the_figure_has_three_panels_and_nothing_over_its_edge(seeds):
         assert all(inside.contains(*corner) for box in boxes for corner in (box.min, box.max))
         keys = [key.get_window_extent() for key in sheet.legends]
         assert all(left.x1 < right.x0 for left, right in pairwise(keys))
-    assert len({curve.panel for curve in product.curves}) == 3
-    assert all(len(curve.x) == len(curve.y.median) for curve in product.curves)
+    assert len({curve.panel for curve in drawing.curves}) == 3
+    assert all(len(curve.x) == len(curve.y.median) for curve in drawing.curves)
 
 
 def test_the_numbers_and_sentences_are_computed():

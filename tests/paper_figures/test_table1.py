@@ -61,9 +61,9 @@ def test_a_reduced_study_says_so_and_judges_nothing():
 def test_the_figure_is_drawn(seeds):
     records = made_up(seeds=seeds, epochs=2)
     with rc_context(RC):
-        product = table1.make({"lenet5": records})
-        product.figure.canvas.draw()
-    keys = [key.get_window_extent() for key in product.figure.legends]
-    assert all(left.x1 < right.x0 for left, right in pairwise(keys)) and keys[-1].x1 < product.figure.bbox.x1
-    assert SOURCE in product.caption
-    assert len(product.curves) == 13 and len(methods(records)) == 13 + 3
+        drawing = table1.make({"lenet5": records})
+        drawing.figure.canvas.draw()
+    keys = [key.get_window_extent() for key in drawing.figure.legends]
+    assert all(left.x1 < right.x0 for left, right in pairwise(keys)) and keys[-1].x1 < drawing.figure.bbox.x1
+    assert SOURCE in drawing.caption
+    assert len(drawing.curves) == 13 and len(methods(records)) == 13 + 3

@@ -68,7 +68,7 @@ class Setup(NamedTuple):
 
 
 class Training:
-    """A model's copy and the optimizer that trains it. The frozen weights are not copied, so that many have room."""
+    """A model's copy and the optimizer that trains it. The frozen weights are shared, so that many fit into memory."""
 
     def __init__(self, setup: "Setup", make: Callable[[nn.Module], torch.optim.Optimizer]):
         frozen = {id(p): p for p in setup.model.parameters() if not p.requires_grad}

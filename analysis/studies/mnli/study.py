@@ -2,7 +2,7 @@
 
 Adapters on query and value projections, and a head. Without options: a MiniLM of 22.7 million parameters on a part of
 the training pairs, in shorter and fewer batches than the paper's, about an hour on one core; short runs choose
-the learning rates. ``--paper`` is the paper's protocol, for a machine that reaches the hub.
+the learning rates. ``--paper`` is the paper's protocol, for a machine that reaches Hugging Face.
 """
 
 import argparse
@@ -42,12 +42,7 @@ FOLLOWERS = ("oplora", "projected oplora")
 
 
 class Protocol(NamedTuple):
-    """What is trained on what, and how much of it.
-
-    ``length`` is in tokens; every so many steps, and at the end, so many pairs of the development set are evaluated;
-    ``precision``, of the forward and backward passes, is "float32" or "bfloat16" (by autocast); ``tuned``: learning
-    rates are chosen by short runs.
-    """
+    """What is trained on what, and how much of it: see `_OPTIONS`."""
 
     model: str
     data: str
@@ -70,6 +65,20 @@ REDUCED = Protocol(
     "minilm", "mnli-23k", batch=16, length=48, steps=500, seeds=1, every=100, evaluated=1000,
     evaluated_last=2000, precision="bfloat16", tuned=True,
 )  # fmt: skip
+
+_OPTIONS = {
+    "model": "the pretrained model",
+    "data": "the training pairs",
+    "batch": "pairs in a step",
+    "length": "tokens that longer pairs are cut to",
+    "steps": "steps of training",
+    "seeds": "repetitions with other random numbers",
+    "every": "steps between evaluations on the development set",
+    "evaluated": "pairs of it at an evaluation",
+    "evaluated_last": "pairs of it at the last one",
+    "precision": "of the forward and backward passes: float32 or bfloat16",
+    "tuned": "let short runs choose the learning rates",
+}
 
 
 def configurations(protocol: Protocol = REDUCED, lrs: dict[str, float] | None = None) -> list[Config]:
@@ -133,7 +142,8 @@ def command(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--paper", action="store_true", help="start from the paper's protocol, not the reduced one")
     for name, value in REDUCED._asdict().items():
         kind = {"action": argparse.BooleanOptionalAction} if isinstance(value, bool) else {"type": type(value)}
-        options.add_argument(f"--{name.replace('_', '-')}", **kind, default=argparse.SUPPRESS, help=f"default: {value}")
+        said = f"{_OPTIONS[name]} (default: {value}; the paper's: {getattr(PAPER, name)})"
+        options.add_argument(f"--{name.replace('_', '-')}", **kind, default=argparse.SUPPRESS, help=said)
     asked = vars(options.parse_args(arguments))
     given = {name: asked[name] for name in Protocol._fields if name in asked}
     protocol = PAPER if asked["paper"] else REDUCED

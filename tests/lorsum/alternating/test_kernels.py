@@ -13,7 +13,7 @@ from strategies import gauge_of_condition, normal_lowrank
 from lorsum import LowRank, LowRankSum, lorsum, truncated_svd
 from lorsum.alternating import lorsums
 from lorsum.alternating import numba as from_problems
-from lorsum.alternating.problem import as_problem
+from lorsum.alternating.problem import Problem, checked
 
 BLOCK = 1024  # columns that the kernels take at a time
 
@@ -94,7 +94,7 @@ def test_sums_of_the_same_terms_together_and_one_by_one(shape, iters, dense, ker
     M = normal_lowrank(np.random.default_rng(1), *target.shape, 2)
     G = G.to_dense() if dense else G
     problems = [(W - 0.1 * G - 0.05 * M, {"reg": 1e-3}), (0.9 * M + G, {"gauge": "balanced"})]
-    together = lorsums([as_problem(target, iters=iters, **own) for target, own in problems])
+    together = lorsums([checked(Problem(target, iters=iters, **own)) for target, own in problems])
     for X, (target, own) in zip(together, problems, strict=True):
         assert distance(X, lorsum(target, iters=iters, **own)) < 1e-13
 

@@ -10,10 +10,10 @@ from analysis.experiments.output import write
 from analysis.experiments.tables import Table, csv_text
 from paper_figures.curves import Curve
 
-__all__ = ["Product", "save"]
+__all__ = ["Drawing", "save"]
 
 
-class Product(NamedTuple):
+class Drawing(NamedTuple):
     """A figure, the caption below it, its table, and the curves it shows."""
 
     figure: Figure
@@ -22,14 +22,14 @@ class Product(NamedTuple):
     curves: list[Curve]
 
 
-def save(product: Product, name: str, folder: Path) -> list[Path]:
+def save(drawing: Drawing, name: str, folder: Path) -> list[Path]:
     """Write ``name``.png, .pdf, .csv, .md and ``name``_curves.csv; return their paths."""
     contents = {
-        f"{name}.png": _drawn(product.figure, "png"),
-        f"{name}.pdf": _drawn(product.figure, "pdf"),
-        f"{name}.csv": product.table.csv(),
-        f"{name}.md": product.table.markdown(product.caption),
-        f"{name}_curves.csv": _curves(product.curves),
+        f"{name}.png": _drawn(drawing.figure, "png"),
+        f"{name}.pdf": _drawn(drawing.figure, "pdf"),
+        f"{name}.csv": drawing.table.csv(),
+        f"{name}.md": drawing.table.markdown(drawing.caption),
+        f"{name}_curves.csv": _curves(drawing.curves),
     }
     for file, content in contents.items():
         write(folder / file, content)
