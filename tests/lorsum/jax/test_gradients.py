@@ -417,6 +417,12 @@ def test_one_and_three_dimensions(kernel):
         assert_close(as_matrix(grad(lambda W: size(lora_conv(x, W, kernel)), gradient=gradient)(W)), expected)
 
 
+def test_padding_may_be_a_number_for_one_dimension_and_a_pair_for_another():
+    x, W = normal(5, 4, 7, 7), adapter(0, 6, 36)
+    mixed, pairs = (lora_conv(x, W, (3, 3), padding=padding) for padding in ([(1, 2), 1], [(1, 2), (1, 1)]))
+    np.testing.assert_array_equal(mixed, pairs)
+
+
 @pytest.mark.parametrize("gradient", ["pairs", "dense"])
 @pytest.mark.parametrize(
     ("of_x", "of_W"), [("uint8", "float32"), ("float32", "float64"), ("float64", "float32"), ("float64", "complex128")]

@@ -175,6 +175,10 @@ def tied_by_an_index(W):
     return tied(taken(W, jnp.argmax(EXPERTS)))
 
 
+def behind_a_barrier_out_of_a_stack(W):
+    return behind_a_barrier(taken(W, 1))
+
+
 def in_branches(W):
     return jax.lax.switch(EXPERTS[0], [lambda: 0.0, lambda: by_numbers(W), lambda: scanned(W).sum()])
 
@@ -184,7 +188,7 @@ def in_branches(W):
     "loss",
     [
         by_numbers, by_slices, routed, routed_by_take, routed_by_an_index_of_the_slice, counted_in_a_loop, some_at_once,
-        reshaped, beside_a_scan, tied_by_an_index, in_branches,
+        reshaped, beside_a_scan, tied_by_an_index, behind_a_barrier_out_of_a_stack, in_branches,
     ],
     ids=lambda f: f.__name__,
 )  # fmt: skip
