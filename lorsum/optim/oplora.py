@@ -110,23 +110,23 @@ class OPLoRA:
     def step(self, W: LowRank, G: Any, state: Any) -> tuple[LowRank, Any]:
         """``(W, state)`` after a step along G, the gradient with respect to the matrix W."""
         require_adapter(W)
-        W, M = self.moved(W, descending(G, self.maximize), state.M, lr_at(self.lr, state.count))
+        W, M = self._moved(W, descending(G, self.maximize), state.M, lr_at(self.lr, state.count))
         return W, OPLoRAState(state.count + 1, M)
 
-    def moved(
+    def _moved(
         self, W: LowRank, G: Any, M: LowRank | None, lr: Scalar, metric: Any = None
     ) -> tuple[LowRank, LowRank | None]:
         """W and M after a step (algorithm 1, lines 16 to 20); M is None without momentum."""
         G, options = checked_gradient(W, G), {"reg": lr * self.reg, "metric": metric}
         target = decayed(W, lr, self.weight_decay) - lr * G
         if M is None:
-            (stepped,) = self.rounded((target, options))
+            (stepped,) = self._rounded((target, options))
             return stepped.astype(W.dtype), None
         target, momentum = target - lr * self.momentum * M, self.momentum * M + G
-        stepped, rounded = self.rounded((target, options), (momentum, {"gauge": "balanced"}))
+        stepped, rounded = self._rounded((target, options), (momentum, {"gauge": "balanced"}))
         return stepped.astype(W.dtype), rounded.astype(M.dtype)
 
-    def rounded(self, *problems: tuple[Any, dict[str, Any]]) -> list[LowRank]:
+    def _rounded(self, *problems: tuple[Any, dict[str, Any]]) -> list[LowRank]:
         """LoRSum of targets, each with options of its own beside this rule's."""
         shared: dict[str, Any] = {name: getattr(self, name) for name in ("iters", "first", "simultaneous", "method")}
         return lorsums([checked(Problem(target, **own, **shared)) for target, own in problems])
@@ -181,15 +181,15 @@ class ProjectedOPLoRA(OPLoRA):
         zeros = [xp.concat([xp.zeros_like(factor)] * 2, axis=-1) for factor in leaves(W)]
         return OPLoRAState(0, LowRank(*zeros) if is_used(self.momentum) else None)
 
-    def moved(
+    def _moved(
         self, W: LowRank, G: Any, M: LowRank | None, lr: Scalar, metric: Any = None
     ) -> tuple[LowRank, LowRank | None]:
         """W and M after a step; M is None without momentum."""
         if M is None:
-            return super().moved(W, G, M, lr, metric)
+            return super()._moved(W, G, M, lr, metric)
         G = checked_gradient(W, G)
         target = decayed(W, lr, self.weight_decay) - lr * G - lr * self.momentum * tangent_projection(W, M)
-        (stepped,) = self.rounded((target, {"reg": lr * self.reg, "metric": metric}))
+        (stepped,) = self._rounded((target, {"reg": lr * self.reg, "metric": metric}))
         return stepped.astype(W.dtype), tangent_projection(W, self.momentum * M + G).astype(M.dtype)
 
 

@@ -248,5 +248,5 @@ class ScaledOPLoRA(OPLoRA):
             G = checked_gradient(W, G)
             D = self.scale.update(D, G.terms[0] if len(G.terms) == 1 and G.coefficients == (1,) else G)
             metric = self.scale.metric(D, count)
-        W, M = self.moved(W, G, state.M, lr_at(self.lr, state.count), metric)
+        W, M = self._moved(W, G, state.M, lr_at(self.lr, state.count), metric)
         return W, ScaledOPLoRAState(count, M, D)

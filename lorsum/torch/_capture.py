@@ -26,7 +26,7 @@ __all__ = ["Capture", "LocalGradients"]
 class Capture:
     """The gradient of one adapter, kept up to date by hooks for as long as this object lives.
 
-    ``checked`` tells whether the next step compares it with autograd's, for which its rounding errors must be bounded:
+    ``to_check`` tells whether the next step compares it with autograd's, for which its rounding errors must be bounded:
     true where something was seen that may make it wrong. ``on_change`` is called when it has changed, in the backward
     pass.
     """
@@ -39,7 +39,7 @@ class Capture:
         on_change: Callable[[], None] | None = None,
     ):
         self.adapter, self.form, self.process_group = adapter, form, process_group
-        self.gradient, self.checked = Gradient(adapter.shape, form), True
+        self.gradient, self.to_check = Gradient(adapter.shape, form), True
         self.called = False  # with gradients, since they were cleared
         self._on_change: Callable[[], None] = on_change or (lambda: None)
         self._staged: dict[int, Gradient] = {}  # by backward pass: what has arrived, but is not yet in B.grad
@@ -74,7 +74,7 @@ class Capture:
             if task >= 0:  # A pass that adds nothing to B.grad, as one for the inputs alone, leaves nothing
                 unstage: Any = functools.partial(self._staged.pop, task, None)
                 torch.autograd.Variable._execution_engine.queue_callback(unstage)
-        self._staged[task].add(view, S, X, self.checked or processes(self.process_group) > 1)
+        self._staged[task].add(view, S, X, self.to_check or processes(self.process_group) > 1)
 
     def clear(self) -> None:
         """Forget the gradient, as ``zero_grad`` does."""
@@ -120,7 +120,7 @@ class Capture:
         if self._fault is not None:
             raise RuntimeError(self._fault)
         if self._passes["A"] != self._passes["B"]:  # a pass has reached one of the two only
-            self.checked = True
+            self.to_check = True
         c = self._factor()
         if c == 0:  # what was cleared may have been nan
             self._forget()
@@ -185,7 +185,7 @@ class Capture:
             elif processes(self.process_group) == 1:
                 self._fault = f"`{name}` had a .grad before its first captured call. Clear the gradients first."
         elif any(missing) and not self.gradient:
-            self.checked = True  # a pass for the other alone went before
+            self.to_check = True  # a pass for the other alone went before
         elif any(missing):
             self._fault = f"`{name}`: of lora_A.grad and lora_B.grad one was cleared and the other was not."
         else:
@@ -213,7 +213,7 @@ class Capture:
         self._passes["B"] += 1
         self._snapshots["B"] = Snapshot(B.grad)
         self._hooked = self._hooked or bool(A._backward_hooks or B._backward_hooks)
-        self.checked = self.checked or staged is None or self._hooked or any(map(PairHooks.are_doubtful, self._pairs))
+        self.to_check = self.to_check or staged is None or self._hooked or any(map(PairHooks.are_doubtful, self._pairs))
         self._note_weights()
         if staged is None:
             return
@@ -229,7 +229,7 @@ class Capture:
         self._passes["A"] += 1
         self._snapshots["A"] = Snapshot(A.grad)
         if torch._C._current_graph_task_id() in self._staged:  # B, which comes first, was left out
-            self.checked = True
+            self.to_check = True
 
     def _note_weights(self) -> None:
         """Remember the weights of the backward passes, with their values where .grad is compared with products of G."""
@@ -240,7 +240,7 @@ class Capture:
             self._versions = self._current_versions()
         elif self._versions != self._current_versions() or not kept:
             self._versions = self._weights = None
-        needed = self.checked or processes(self.process_group) > 1
+        needed = self.to_check or processes(self.process_group) > 1
         if needed and self._versions is not None and self._weights is None:
             self._weights = B.detach().clone(), A.detach().clone()
 

@@ -94,7 +94,7 @@ class PairHooks:
         if not (output.requires_grad and self._weights[0].requires_grad and self._weights[1].requires_grad):
             return
         if self._is_transformed():
-            capture.checked = True
+            capture.to_check = True
             return
         self._put_first(capture)
         self._pending = _input(args, kwargs), output, output._version
@@ -112,16 +112,16 @@ class PairHooks:
         if capture is None:
             return None
         if pending is None:  # a call without lora_A's, or in a transform
-            capture.checked = True
+            capture.to_check = True
             return None
         X, between, version = pending
         h = _input(args, kwargs)
         if h is not between or h._version != version:
             if between._version != version or not _same(h, between):
                 self._refuse()
-            capture.checked = True  # as by hooks on the way back, which may change the gradient
+            capture.to_check = True  # as by hooks on the way back, which may change the gradient
         elif h._backward_hooks:
-            capture.checked = True  # between the two, where A's gradient is changed and B's is not
+            capture.to_check = True  # between the two, where A's gradient is changed and B's is not
         if "_is_replica" in module.__dict__:
             raise RuntimeError(f"`{self.site.name}` is called by DataParallel. Use DistributedDataParallel.")
         capture.called = True
@@ -151,9 +151,9 @@ class PairHooks:
             first, hook = next(iter(module._forward_hooks.items()))
             if first != number and not isinstance(getattr(hook, "__self__", None), PairHooks):
                 module._forward_hooks.move_to_end(number, last=False)
-                capture.checked = True
+                capture.to_check = True
         if all_modules._global_forward_hooks:
-            capture.checked = True
+            capture.to_check = True
 
     def _refuse(self) -> None:
         raise RuntimeError(

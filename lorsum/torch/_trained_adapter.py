@@ -39,10 +39,10 @@ class TrainedAdapter:
             weights, G = self._weights.current(), gradients.gradient(capture, rule)
             W = _matrix_in(weights)
             tensors = self._state_tensors(rule, W, states)
-            if debug or (capture.checked and gradients.unchecked):
+            if debug or (capture.to_check and gradients.unchecked):
                 capture.compare_with_autograd(G, c)
             following = tensors.state.count + 2
-            capture.checked = debug or following & (following - 1) == 0  # steps 1, 2, 4, 8, …
+            capture.to_check = debug or following & (following - 1) == 0  # steps 1, 2, 4, 8, …
             W, state = self._result_of_begun(rule, W, tensors.state, c) or stepped(rule, W, G, tensors.state)
         return Update(weights, (W.U, W.V.T), tensors, state) if rule.lr else Update((), (), tensors, state)
 
