@@ -13,8 +13,6 @@ from lorsum._checks import as_count, as_number, is_scalar
 from lorsum.lowrank import LowRank, as_sum
 from lorsum.typing import Scalar
 
-__all__ = ["check_options", "decayed", "descending", "is_used", "lr_at"]
-
 
 def lr_at(lr: Any, count: Any) -> Scalar:
     """The learning rate of step ``count``."""

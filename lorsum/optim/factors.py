@@ -11,8 +11,6 @@ from lorsum.optim._options import check_options, descending, is_used, lr_at
 from lorsum.optim.rule import Reads, Schedule
 from lorsum.typing import RNG, Array, DType, Scalar
 
-__all__ = ["SGD", "AdamW"]
-
 
 class SGDState(NamedTuple):
     """Steps done, and a momentum buffer for each array that is trained."""

@@ -12,8 +12,6 @@ from lorsum.optim.rule import Reads, Schedule
 from lorsum.svd import truncated_svd
 from lorsum.typing import RNG, Scalar
 
-__all__ = ["Full", "SVDLoRA"]
-
 
 class SVDLoRAState(NamedTuple):
     """Steps done, and the momentum as a dense matrix (None without momentum)."""

@@ -13,8 +13,6 @@ from lorsum.optim.factors import checked_gradient, leaves
 from lorsum.optim.rule import Reads, Schedule
 from lorsum.typing import RNG, Factor, Scalar
 
-__all__ = ["OPLoRA", "ProjectedOPLoRA"]
-
 
 class OPLoRAState(NamedTuple):
     """Steps done, and the momentum M as a low-rank matrix (None without momentum)."""

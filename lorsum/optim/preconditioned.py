@@ -10,8 +10,6 @@ from lorsum.optim.factors import SGD, AdamW, checked_gradient, leaves
 from lorsum.optim.rule import Reads
 from lorsum.typing import Array, Scalar
 
-__all__ = ["PreconditionedAdamW", "PreconditionedSGD"]
-
 
 class _Preconditioned:
     """What both rules do with the gradients of the factors, and with decay."""

@@ -5,8 +5,6 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checka
 
 from lorsum.typing import RNG, Scalar
 
-__all__ = ["Reads", "Rule", "Schedule", "State", "reads"]
-
 Schedule: TypeAlias = Callable[[Any], Scalar]
 """A function of the step, counted from 0."""
 

@@ -14,8 +14,6 @@ from lorsum.optim.oplora import OPLoRA, require_adapter
 from lorsum.optim.rule import Reads
 from lorsum.typing import RNG, Array, Scalar
 
-__all__ = ["KFAC", "DiagonalScale", "Scale", "ScaledOPLoRA", "Shampoo"]
-
 
 class Scale(Protocol):
     """How a metric is estimated: what :class:`ScaledOPLoRA` asks of its ``scale``.

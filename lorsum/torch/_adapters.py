@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from lorsum.lowrank import LowRank
 from lorsum.torch._gradient import ConvolutionView, LinearView
 
-__all__ = ["Adapter", "Site", "adapters"]
-
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 PLAIN_VARIANTS = ("NoneType", "DoraLinearVariant", "DoraConv1dVariant", "DoraConv2dVariant")
 

@@ -11,8 +11,6 @@ from lorsum.lowrank import LowRank
 from lorsum.optim.rule import State
 from lorsum.typing import Array
 
-__all__ = ["ParameterArray", "ParameterArrays", "StateTensors", "half_to_single", "leaves_of", "mapped", "to_arrays"]
-
 
 def to_arrays(x: Any) -> Any:
     """A tensor, or all tensors of a low-rank matrix, as the rules take them.

@@ -20,8 +20,6 @@ from lorsum.torch._distributed import processes
 from lorsum.torch._gradient import Gradient, Missing, zero_gradient
 from lorsum.torch._hooks import PairHooks, register_after_accumulation, while_alive
 
-__all__ = ["Capture", "LocalGradients"]
-
 
 class Capture:
     """The gradient of one adapter, kept up to date by hooks for as long as this object lives.

@@ -16,8 +16,6 @@ from lorsum.lowrank import LowRank
 from lorsum.torch._adapters import Adapter
 from lorsum.torch._arrays import to_arrays
 
-__all__ = ["Snapshot", "check_against_autograd", "common_factor", "multiple_of_captured", "tolerance"]
-
 
 class Snapshot:
     """``.grad`` of a parameter as a backward pass has left it.

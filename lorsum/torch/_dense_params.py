@@ -13,8 +13,6 @@ from lorsum.torch._arrays import ParameterArrays, StateTensors, to_arrays
 from lorsum.torch._options import have_same_structure
 from lorsum.torch._step import Update, named
 
-__all__ = ["DenseParameters"]
-
 SMALL = 2**16  # numbers in a parameter, up to which what Python costs outweighs a copy
 
 

@@ -19,8 +19,6 @@ from lorsum.torch._adapters import Adapter
 from lorsum.torch._arrays import half_to_single, to_arrays
 from lorsum.torch._gradient import Gradient, Missing, zero_gradient
 
-__all__ = ["MeanGradients", "Traffic", "cheapest", "gathered", "local_factor", "processes"]
-
 Way: TypeAlias = Literal["rows", "sum", "products"]
 
 

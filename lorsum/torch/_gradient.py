@@ -10,8 +10,6 @@ from torch.nn.grad import conv1d_weight, conv2d_weight
 from lorsum.lowrank import LowRank
 from lorsum.torch._arrays import half_to_single
 
-__all__ = ["ConvolutionView", "Form", "Gradient", "LinearView", "Missing", "zero_gradient"]
-
 Form: TypeAlias = Literal["auto", "pairs", "dense"]  # what is kept of a gradient
 Missing: TypeAlias = Literal["skip", "error"]  # what a step does about an adapter without one
 MANY = 128  # rows, from which a pass over S for its zeros costs next to nothing

@@ -11,8 +11,6 @@ from lorsum.torch._dense_params import DenseParameters
 from lorsum.torch._options import RuleClasses, numbers_of, rules_of
 from lorsum.torch._trained_adapter import TrainedAdapter
 
-__all__ = ["Group", "groups_of", "parts", "refuse_without_adapters", "unused"]
-
 
 class Group:
     """One parameter group in training: the adapters, which the rule trains, and the other parameters."""

@@ -21,8 +21,6 @@ from torch.utils.hooks import RemovableHandle
 
 from lorsum.torch._adapters import Site
 
-__all__ = ["PairHooks", "register_after_accumulation", "while_alive"]
-
 _numbers = itertools.count()
 _pairs: weakref.WeakValueDictionary[int, "PairHooks"] = weakref.WeakValueDictionary()  # by number, for compiled code
 

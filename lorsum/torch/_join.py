@@ -18,8 +18,6 @@ from torch.utils._pytree import tree_leaves
 from lorsum.torch._distributed import gathered, processes
 from lorsum.torch._gradient import Gradient, zero_gradient
 
-__all__ = ["attend"]
-
 _optimizers: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()  # in order: the same in all processes
 
 

@@ -54,8 +54,6 @@ from lorsum.torch._options import (
 from lorsum.torch._trained_adapter import TrainedAdapter
 from lorsum.typing import RNG, Scalar
 
-__all__ = ["AdapterOptimizer"]
-
 
 class AdapterOptimizer(torch.optim.Optimizer):
     """An optimizer that finds the LoRA adapters of a model by itself and steps them by a rule of :mod:`lorsum.optim`.

@@ -9,19 +9,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-__all__ = [
-    "RuleClasses",
-    "check_rules",
-    "checked_others",
-    "checked_rule",
-    "group_options",
-    "have_same_structure",
-    "is_plain",
-    "numbers_of",
-    "options_of",
-    "rules_of",
-]
-
 OF_TORCH = {"foreach", "fused", "capturable", "differentiable", "amsgrad", "nesterov", "dampening"}
 
 

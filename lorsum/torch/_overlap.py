@@ -11,8 +11,6 @@ from lorsum.optim import Rule
 from lorsum.torch._arrays import leaves_of, mapped
 from lorsum.torch._step import stepped
 
-__all__ = ["BegunStep"]
-
 
 class BegunStep:
     """A step that a thread computes. It is good as long as nothing that it is computed from has changed.

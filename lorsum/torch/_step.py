@@ -10,8 +10,6 @@ from lorsum.optim import Rule
 from lorsum.torch._arrays import ParameterArray, StateTensors
 from lorsum.typing import Array
 
-__all__ = ["Update", "named", "stepped"]
-
 
 class Update(NamedTuple):
     """New values of parameters, and their rule's new state."""

@@ -15,8 +15,6 @@ from lorsum.torch._options import have_same_structure
 from lorsum.torch._overlap import BegunStep
 from lorsum.torch._step import Update, named, stepped
 
-__all__ = ["TrainedAdapter"]
-
 
 class TrainedAdapter:
     """All that an optimizer knows of one adapter: its parameters, its gradient, its rule's state and its next step.

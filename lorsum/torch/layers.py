@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from lorsum._checks import as_rank
 
-__all__ = ["LoRAConv2d", "LoRALinear", "add_lora"]
-
 
 class _LoRALayer(nn.Module):
     """x ↦ base(x) + s · lora_B(lora_A(dropout(x))), with the base's weight frozen."""

@@ -3,8 +3,6 @@
 from lorsum import optim
 from lorsum.torch._optimizer import AdapterOptimizer
 
-__all__ = ["OPLoRA", "PreconditionedAdamW", "PreconditionedSGD", "ProjectedOPLoRA", "SVDLoRA", "ScaledOPLoRA"]
-
 
 class OPLoRA(AdapterOptimizer):
     """OPLoRA: each adapter takes the step W − ηG − ηαM, rounded to its rank by LoRSum (algorithm 1 of the paper).
