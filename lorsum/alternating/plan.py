@@ -151,7 +151,7 @@ def planned(*problems: Problem) -> Plan:
             R += A.U.shape[-1]
         else:
             dense += 1
-    m, n = asked.init.shape[-2:]
+    m, n = asked.init.U.shape[-2], asked.init.V.shape[-2]
     ranks = tuple([problem.init.rank + problem.oversample for problem in problems])
     size = Size(m, n, R, ranks, asked.iters, len(terms), dense)
     obstacle = _obstacle(problems, terms, size)
