@@ -45,6 +45,9 @@ def plan(target: MatrixLike, **options: Any) -> "Plan":
     Gram coefficients       1.5967e+06
                direct       2.4320e+07
     """
+    unknown = options.keys() - set(Problem._fields)
+    if unknown:
+        raise TypeError(f"plan() got an unexpected keyword argument '{min(unknown)}'")
     return planned(as_problem(target, **options))
 
 

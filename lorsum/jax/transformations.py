@@ -13,7 +13,7 @@ from lorsum import optim
 from lorsum.jax._pytrees import PyTree, flat_gradients, is_low_rank
 from lorsum.jax._serialization import register_with_flax
 from lorsum.lowrank import LowRank
-from lorsum.optim.rule import Schedule
+from lorsum.optim.rule import Schedule, require_state
 from lorsum.optim.scaled import Scale
 from lorsum.typing import RNG, Scalar
 
@@ -264,10 +264,7 @@ def _states(structure: Any, state: PyTree) -> list[Any]:
 
 def _counted_in_jax(state: Any) -> Any:
     """The state with its step as an array, as it will be after a step under jit: else that would compile anew."""
-    if "count" not in getattr(state, "_fields", ()):
-        raise TypeError(
-            f"the state of the rule is a {type(state).__name__}; a named tuple is needed, with the steps as `count`."
-        )
+    require_state(state)
     return state._replace(count=jnp.asarray(state.count, jnp.int32))
 
 

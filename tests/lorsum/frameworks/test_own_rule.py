@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -64,6 +66,42 @@ def test_in_pytorch_a_step_is_the_rules():
     other.load_state_dict(optimizer.state_dict())
     for adapter, state in zip(other.adapters, states, strict=True):
         torch.testing.assert_close(other.state[adapter.B]["M"], state.M)
+
+
+class WithoutCount(NamedTuple):
+    M: Any
+
+
+@dataclass
+class NoTuple:
+    count: int
+
+
+@pytest.mark.parametrize("state", [{"count": 0}, (0, np.zeros(3)), None, NoTuple(0), WithoutCount(np.zeros(3))])
+def test_in_pytorch_a_state_is_a_named_tuple(state):
+    class Stateful(OneSided):
+        def init(self, W, *, rng=None):
+            return state
+
+    class StatefulOptimizer(lorsum.torch.AdapterOptimizer):
+        Rule = Stateful
+
+    model = network()
+    optimizer = StatefulOptimizer(model, lr=0.1)
+    model(inputs(0)).square().mean().backward()
+    with pytest.raises(TypeError, match="the state of the rule is a .*; a named tuple is needed"):
+        optimizer.step()
+
+
+def test_in_pytorch_a_rule_is_a_dataclass_with_a_learning_rate():
+    class Plain:
+        init, step = OneSided.init, OneSided.step
+
+    class PlainOptimizer(lorsum.torch.AdapterOptimizer):
+        Rule = Plain
+
+    with pytest.raises(TypeError, match="`Rule` is Plain; a dataclass with a field `lr` is needed"):
+        PlainOptimizer(network(), lr=0.1)
 
 
 @pytest.fixture(scope="module")
