@@ -159,9 +159,13 @@ def planned(*problems: Problem) -> Plan:
             R += A.U.shape[-1]
         else:
             dense += 1
+    count = len(terms)
+    if asked.oversample:  # the start is then a matrix of its own
+        is_term = asked.init is asked.target.terms[0]
+        R, count = R + asked.oversample + is_term * asked.init.rank, count + is_term
     m, n = asked.init.shape[-2:]
     ranks = tuple([problem.init.rank + problem.oversample for problem in problems])
-    size = Size(m, n, R, ranks, asked.iters, len(terms), dense)
+    size = Size(m, n, R, ranks, asked.iters, count, dense)
     obstacle = _obstacle(problems, terms, size)
     if obstacle is None:
         return _made(asked.method, "numba", size)

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args, runtime_checkable
 
+from lorsum.lowrank import LowRank
 from lorsum.typing import RNG, Scalar
 
-__all__ = ["Reads", "Rule", "Schedule", "State", "reads", "require_state"]
+__all__ = ["Reads", "Rule", "Schedule", "State", "reads", "require_adapter_of_that_form", "require_state"]
 
 Schedule: TypeAlias = Callable[[Any], Scalar]
 """A function of the step, counted from 0."""
@@ -69,6 +70,13 @@ def require_state(state: Any) -> None:
         raise TypeError(
             f"the state of the rule is a {type(state).__name__}; a named tuple is needed, with the steps as `count`."
         )
+
+
+def require_adapter_of_that_form(rule: Any, new: Any, W: LowRank) -> None:
+    """An error unless what a step has made of an adapter is one of the same shape and rank."""
+    if not isinstance(new, LowRank) or new.U.shape != W.U.shape or new.V.shape != W.V.shape:
+        kind = repr(new) if isinstance(new, LowRank) else f"a {type(new).__name__}"
+        raise TypeError(f"`step` of {type(rule).__name__} makes {kind} of {W!r}; shape and rank have to stay.")
 
 
 def reads(rule: Any, rank: int) -> Reads:

@@ -12,6 +12,8 @@ from strategies import normal_lowrank
 from lorsum import LowRank, lorsum, plan
 from lorsum import alternating as connected
 from lorsum.alternating import array_api
+from lorsum.alternating.plan import planned
+from lorsum.alternating.problem import as_problem, simplified
 
 
 def target(rank=3, others=(5,), shape=(30, 20), dtype=np.float64):
@@ -59,19 +61,25 @@ COMBINATIONS = [dict(zip(OPTIONS, values, strict=True)) for values in itertools.
 @pytest.mark.parametrize("options", COMBINATIONS)
 def test_what_is_planned_is_what_runs(taken, options):
     W = target()
-    planned = plan(W, **options)
+    expected = plan(W, **options)
     with nullcontext() if options["solver"] != "gram" else suppress(LinAlgError):  # of the zeros of `oversample`
         lorsum(W, **options)
     (ran, *others), solver = taken, options["solver"]
-    assert ran == (planned.backend, planned.way)
-    assert ("compressed" in others) == (planned.way == "QR coefficients")
-    if planned.backend == "array API":
+    assert ran == (expected.backend, expected.way)
+    assert ("compressed" in others) == (expected.way == "QR coefficients")
+    if expected.backend == "array API":
         assert set(others) - {"compressed"} == {"Gram matrix" if solver == "gram" else "orthogonalised"}
     else:
         assert (solver, others) == ("auto", [])
-    assert all(cost > 0 for cost in planned.cost.values())
+    assert all(cost > 0 for cost in expected.cost.values())
     if options["method"] == "auto":
-        assert planned.cost[planned.way] == min(planned.cost.values())
+        assert expected.cost[expected.way] == min(expected.cost.values())
+
+
+@pytest.mark.parametrize("start", [None, normal_lowrank(np.random.default_rng(1), 30, 20, 4)])
+def test_the_start_with_more_columns_is_counted(start):
+    problem = as_problem(target(), start, oversample=3)
+    assert planned(problem).size == planned(simplified(problem)[0]).size
 
 
 @pytest.mark.parametrize("method", ["auto", "direct", "coefficients"])
@@ -99,10 +107,10 @@ def test_a_plan_says_why():
         "two terms are dense": plan(W + np.ones((30, 20)) + np.ones((30, 20))),
         "a term is an operator": plan(W + aslinearoperator(np.ones((30, 20)))),
     }
-    for why, planned in whys.items():
-        assert planned.why == why
-        assert str(planned).splitlines()[0].endswith(why)
-        assert why.replace("'", "&#x27;") in planned._repr_html_()
+    for why, given in whys.items():
+        assert given.why == why
+        assert str(given).splitlines()[0].endswith(why)
+        assert why.replace("'", "&#x27;") in given._repr_html_()
 
 
 @pytest.mark.parametrize(
