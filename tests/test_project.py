@@ -12,7 +12,11 @@ import lorsum
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
-DEPENDENCIES = [*PROJECT["dependencies"], *chain.from_iterable(PROJECT["optional-dependencies"].values())]
+DEPENDENCIES = [
+    *PYPROJECT["build-system"]["requires"],
+    *PROJECT["dependencies"],
+    *chain.from_iterable(PROJECT["optional-dependencies"].values()),
+]
 
 
 def lines(path):
@@ -36,6 +40,14 @@ def test_the_version_stands_in_one_place_and_is_what_is_cited():
 def test_every_dependency_has_a_lower_bound_alone():
     for bounds in requirements(DEPENDENCIES).values():
         assert [bound.operator for bound in bounds] == [">="]
+
+
+def test_the_oldest_python_is_the_same_for_all_tools():
+    major, minor = PROJECT["requires-python"].removeprefix(">=").split(".")
+    tools = PYPROJECT["tool"]
+    assert tools["mypy"]["python_version"] == f"{major}.{minor}"
+    assert tools["ruff"]["target-version"] == f"py{major}{minor}"
+    assert f'oldest.txt" python{major}.{minor}\n' in (ROOT / ".ci/run").read_text(encoding="utf-8")
 
 
 def test_the_oldest_versions_are_the_lower_bounds():

@@ -40,6 +40,9 @@ def plan(target: Matrix, **options: Any) -> "Plan":
     Gram coefficients       1.5967e+06
                direct       2.4320e+07
     """
+    unknown = options.keys() - set(Problem._fields)
+    if unknown:
+        raise TypeError(f"plan() got an unexpected keyword argument '{min(unknown)}'")
     return planned(checked(Problem(target, **options)))
 
 
@@ -151,9 +154,13 @@ def planned(*problems: Problem) -> Plan:
             R += A.U.shape[-1]
         else:
             dense += 1
+    count = len(terms)
+    if asked.oversample:  # the start is then a matrix of its own
+        is_term = asked.init is asked.target.terms[0]
+        R, count = R + asked.oversample + is_term * asked.init.rank, count + is_term
     m, n = asked.init.U.shape[-2], asked.init.V.shape[-2]
     ranks = tuple([problem.init.rank + problem.oversample for problem in problems])
-    size = Size(m, n, R, ranks, asked.iters, len(terms), dense)
+    size = Size(m, n, R, ranks, asked.iters, count, dense)
     obstacle = _obstacle(problems, terms, size)
     if obstacle is None:
         return _made(asked.method, "numba", size)

@@ -13,7 +13,7 @@ from lorsum import optim
 from lorsum.jax._pytrees import PyTree, flat_gradients, is_low_rank
 from lorsum.jax._serialization import register_with_flax
 from lorsum.lowrank import LowRank
-from lorsum.optim.rule import Schedule
+from lorsum.optim.rule import Schedule, require_adapter_of_that_form, require_state
 from lorsum.optim.scaled import Scale
 from lorsum.typing import RNG, Factor, Scalar
 
@@ -131,6 +131,8 @@ def transformation(rule: optim.Rule, *, rng: RNG = 0) -> optax.GradientTransform
         for W, (name, G) in zip(adapters, named, strict=True):
             _check_form(rule, W, G, name)
         stepped = _stepped(rule, adapters, [G for _, G in named], _states(structure, state))
+        for W, (new, _) in zip(adapters, stepped, strict=True):
+            require_adapter_of_that_form(rule, new, W)
         updates = [LowRank(new.U - old.U, new.V - old.V) for old, (new, _) in zip(adapters, stepped, strict=True)]
         return jax.tree.unflatten(structure, updates), jax.tree.unflatten(structure, [state for _, state in stepped])
 
@@ -295,10 +297,7 @@ def _states(structure: Any, state: PyTree) -> list[Any]:
 
 def _counted_in_jax(state: Any) -> Any:
     """The state with its step as an array, as it will be after a step under jit: else that would compile anew."""
-    if "count" not in getattr(state, "_fields", ()):
-        raise TypeError(
-            f"the state of the rule is a {type(state).__name__}; a named tuple is needed, with the steps as `count`."
-        )
+    require_state(state)
     return state._replace(count=jnp.asarray(state.count, jnp.int32))
 
 

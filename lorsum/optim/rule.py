@@ -1,12 +1,16 @@
 """What an update rule is, and what it says about itself to those who hand it gradients."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args, runtime_checkable
 
+from lorsum.lowrank import LowRank
 from lorsum.typing import RNG, Scalar
 
 Schedule: TypeAlias = Callable[[Any], Scalar]
 """A function of the step, counted from 0."""
+
+What: TypeAlias = Literal["matrix", "rows", "products", "factors"]
+_WHAT = get_args(What)
 
 
 class State(Protocol):
@@ -30,7 +34,7 @@ class Reads(NamedTuple):
         Of "products": how many columns all those V have in one step, and all those U, at most.
     """
 
-    what: Literal["matrix", "rows", "products", "factors"] = "matrix"
+    what: What = "matrix"
     columns: int = 0
 
 
@@ -58,8 +62,28 @@ class Rule(Protocol):
         """``(W, state)`` after a step along G, the gradient with respect to the matrix W; nothing in place."""
 
 
+def require_state(state: Any) -> None:
+    """An error unless the state of a rule is what :class:`State` says."""
+    if "count" not in getattr(state, "_fields", ()):
+        raise TypeError(
+            f"the state of the rule is a {type(state).__name__}; a named tuple is needed, with the steps as `count`."
+        )
+
+
+def require_adapter_of_that_form(rule: Any, new: Any, W: LowRank) -> None:
+    """An error unless what a step has made of an adapter is one of the same shape and rank."""
+    if not isinstance(new, LowRank) or new.U.shape != W.U.shape or new.V.shape != W.V.shape:
+        kind = repr(new) if isinstance(new, LowRank) else f"a {type(new).__name__}"
+        raise TypeError(f"`step` of {type(rule).__name__} makes {kind} of {W!r}; shape and rank have to stay.")
+
+
 def reads(rule: Any, rank: int) -> Reads:
     """What of the gradient of an adapter of this rank a rule reads: all of it, where the rule says nothing.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If what the rule says is no :class:`Reads`, or names nothing that there is to read.
 
     Examples
     --------
@@ -69,4 +93,13 @@ def reads(rule: Any, rank: int) -> Reads:
     >>> reads(optim.ScaledOPLoRA(lr=0.1, scale=optim.KFAC()), rank=4).what
     'rows'
     """
-    return rule.reads(rank) if hasattr(rule, "reads") else Reads()
+    if not hasattr(rule, "reads"):
+        return Reads()
+    said = rule.reads(rank)
+    if not isinstance(said, Reads):
+        kind = type(said).__name__
+        raise TypeError(f"`reads` of {type(rule).__name__} gives a {kind}; a lorsum.optim.Reads is needed.")
+    if said.what not in _WHAT:
+        choices = ", ".join(map(repr, _WHAT))
+        raise ValueError(f"`reads` of {type(rule).__name__} gives {said.what!r}; it must be one of {choices}.")
+    return said

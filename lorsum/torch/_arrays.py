@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lorsum.lowrank import LowRank
-from lorsum.optim.rule import State
+from lorsum.optim.rule import State, require_state
 from lorsum.typing import Array
 
 
@@ -79,8 +79,7 @@ class StateTensors:
     """
 
     def __init__(self, state: State, tensors: dict[str, Any]):
-        if not hasattr(state, "count"):
-            raise TypeError(f"the rule's state is a {type(state).__name__} without `count`, the number of steps done.")
+        require_state(state)
         self._tensors, self._held = tensors, dict[str, Tensor]()
 
         def held(name: str, leaf: Any) -> Any:

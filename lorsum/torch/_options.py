@@ -24,6 +24,8 @@ def checked_rule(Rule: type, lr: Any, options: dict[str, Any]) -> Any:
     if callable(lr):
         raise TypeError("`lr` is a callable; pass a number, and a scheduler of torch.optim.lr_scheduler.")
     _refuse_options_of_torch(Rule.__name__, options)
+    if not dataclasses.is_dataclass(Rule) or "lr" not in Rule.__dataclass_fields__:
+        raise TypeError(f"`Rule` is {Rule.__name__}; a dataclass with a field `lr` is needed, see lorsum.optim.Rule.")
     known = [field.name for field in dataclasses.fields(Rule)]
     for name in options.keys() - set(known):
         raise TypeError(

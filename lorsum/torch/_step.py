@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lorsum.lowrank import LowRank
 from lorsum.optim import Rule
+from lorsum.optim.rule import require_adapter_of_that_form
 from lorsum.torch._arrays import ParameterArray, StateTensors
 from lorsum.typing import Array
 
@@ -31,7 +33,10 @@ def stepped(rule: Rule, W: Any, G: Any, state: Any) -> tuple[Any, Any]:
     BLAS kernels set flags for numbers beside the matrices, which NumPy warns of; what is not finite the rule refuses.
     """
     with np.errstate(all="ignore"):
-        return rule.step(W, G, state)
+        new, state = rule.step(W, G, state)
+    if isinstance(W, LowRank):
+        require_adapter_of_that_form(rule, new, W)
+    return new, state
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -64,6 +66,70 @@ def test_in_pytorch_a_step_is_the_rules():
     other.load_state_dict(optimizer.state_dict())
     for adapter, state in zip(other.adapters, states, strict=True):
         torch.testing.assert_close(other.state[adapter.B]["M"], state.M)
+
+
+class WithoutCount(NamedTuple):
+    M: Any
+
+
+@dataclass
+class NoTuple:
+    count: int
+
+
+@pytest.mark.parametrize("state", [{"count": 0}, (0, np.zeros(3)), None, NoTuple(0), WithoutCount(np.zeros(3))])
+def test_in_pytorch_a_state_is_a_named_tuple(state):
+    class Stateful(OneSided):
+        def init(self, W, *, rng=None):
+            return state
+
+    class StatefulOptimizer(lorsum.torch.AdapterOptimizer):
+        Rule = Stateful
+
+    model = network()
+    optimizer = StatefulOptimizer(model, lr=0.1)
+    model(inputs(0)).square().mean().backward()
+    with pytest.raises(TypeError, match=r"the state of the rule is a \w+; a named tuple is needed"):
+        optimizer.step()
+
+
+class Widening(OneSided):
+    def step(self, W, G, state):
+        return LowRank(W.U.repeat(2, axis=-1), W.V.repeat(2, axis=-1)), state
+
+
+class Dense(OneSided):
+    def step(self, W, G, state):
+        return W.to_dense(), state
+
+
+@pytest.mark.parametrize(("rule", "made"), [(Widening, r"LowRank\(.*rank 6.*\)"), (Dense, r"a \w+")])
+def test_an_adapter_keeps_its_shape_and_rank(rule, made):
+    class TheirOptimizer(lorsum.torch.AdapterOptimizer):
+        Rule = rule
+
+    message = rf"`step` of {rule.__name__} makes {made} of LowRank\(.*rank 3.*\); shape and rank have to stay"
+    model = network()
+    optimizer, before = TheirOptimizer(model, lr=0.1), [p.clone() for p in model.parameters()]
+    model(inputs(0)).square().mean().backward()
+    with pytest.raises(TypeError, match=message):
+        optimizer.step()
+    assert all(map(torch.equal, model.parameters(), before))
+    jax, transformation = pytest.importorskip("jax"), pytest.importorskip("lorsum.jax").transformation
+    W, tx = LowRank(jax.numpy.ones((6, 3)), jax.numpy.ones((5, 3))), transformation(rule(lr=0.1))
+    with pytest.raises(TypeError, match=message):
+        tx.update(jax.numpy.ones((6, 5)), tx.init(W), W)
+
+
+def test_in_pytorch_a_rule_is_a_dataclass_with_a_learning_rate():
+    class Plain:
+        init, step = OneSided.init, OneSided.step
+
+    class PlainOptimizer(lorsum.torch.AdapterOptimizer):
+        Rule = Plain
+
+    with pytest.raises(TypeError, match="`Rule` is Plain; a dataclass with a field `lr` is needed"):
+        PlainOptimizer(network(), lr=0.1)
 
 
 @pytest.fixture(scope="module")

@@ -193,3 +193,20 @@ def test_a_rule_reads_what_it_says(rule):
 
 def test_a_rule_that_says_nothing_gets_all_of_the_gradient():
     assert optim.reads(OneSided(lr=0.1), RANK) == optim.Reads("matrix")
+
+
+@pytest.mark.parametrize(
+    ("said", "error", "message"),
+    [
+        (("products", 3), TypeError, "`reads` of Talker gives a tuple; a lorsum.optim.Reads is needed"),
+        (None, TypeError, "`reads` of Talker gives a NoneType"),
+        (optim.Reads("collumns"), ValueError, "`reads` of Talker gives 'collumns'; it must be one of 'matrix', 'rows'"),
+    ],
+)
+def test_what_a_rule_says_it_reads_is_checked(said, error, message):
+    class Talker(OneSided):
+        def reads(self, rank):
+            return said
+
+    with pytest.raises(error, match=message):
+        optim.reads(Talker(lr=0.1), RANK)
