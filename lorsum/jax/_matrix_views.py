@@ -11,8 +11,6 @@ import jax.numpy as jnp
 
 from lorsum.typing import Array
 
-__all__ = ["Convolution", "Linear", "MatrixView", "over_stack"]
-
 
 def over_stack(function: Callable[..., Any], dims: int) -> Callable[..., Any]:
     """A function of one adapter as one of a stack of them, whose dimensions are the first ones of all its arguments."""

@@ -19,8 +19,6 @@ from lorsum.jax._tracing import Product, TracedProgram
 from lorsum.lowrank import LowRank
 from lorsum.typing import Array, DType
 
-__all__ = ["collected", "probes", "sum_probes", "with_probe_for_S", "with_probe_for_sum", "zeros_of_all_rounds"]
-
 
 def probes(program: TracedProgram, summed: Collection[int]) -> list[Array | None]:
     """A probe for S of each product, or None where its adapter is among ``summed``."""

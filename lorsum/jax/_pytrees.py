@@ -13,8 +13,6 @@ from jax.tree_util import GetAttrKey, register_pytree_with_keys
 from lorsum.lowrank import LowRank, LowRankSum
 from lorsum.typing import Array, DType
 
-__all__ = ["PARTS", "Pair", "PyTree", "flat_gradients", "is_low_rank"]
-
 PyTree: TypeAlias = Any
 """Arrays and low-rank matrices in any nesting of containers that JAX knows, such as a dict or a model of Equinox."""
 

@@ -18,8 +18,6 @@ from lorsum.jax._tracing import Product, TracedProgram
 from lorsum.jax.products import plain_product
 from lorsum.typing import Array
 
-__all__ = ["replayed"]
-
 
 def replayed(
     program: TracedProgram,

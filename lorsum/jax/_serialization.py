@@ -11,8 +11,6 @@ from lorsum.jax._pytrees import PARTS
 from lorsum.jax.wrappers import ApplyIfFiniteState, MultiStepsState
 from lorsum.optim import factors, matrices, oplora, scaled
 
-__all__ = ["register_with_flax"]
-
 _STATES = factors.SGDState, factors.AdamWState, matrices.SVDLoRAState, oplora.OPLoRAState, scaled.ScaledOPLoRAState
 
 

@@ -12,8 +12,6 @@ import jax.numpy as jnp
 from lorsum.jax._value_numbers import ValueNumbers
 from lorsum.typing import Array
 
-__all__ = ["rearranged", "rearrangement"]
-
 
 def rearrangement(eqn: Any, numbers: ValueNumbers) -> tuple[tuple, int] | None:
     """What an operation does to the stack of its first operand, and the number of dimensions it leaves; None if more.

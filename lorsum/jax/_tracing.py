@@ -20,8 +20,6 @@ from lorsum.jax._value_numbers import ValueNumbers
 from lorsum.jax.products import product_p
 from lorsum.typing import Factor
 
-__all__ = ["InnerPrograms", "OtherUse", "Product", "TracedFactor", "TracedProgram", "find_products"]
-
 # Operations that leave a factor as it is, but for its precision; converted to integers it is a constant, see below
 _KEEPING = {"convert_element_type", "copy", "copy_p", "device_put", "optimization_barrier", "sharding_constraint"}
 

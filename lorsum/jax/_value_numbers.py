@@ -14,8 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal, primitives
 
-__all__ = ["ValueNumbers"]
-
 _PLAIN = (bool, int, float, str, Enum, np.dtype, type, jax.lax.GatherDimensionNumbers)
 _FOLDED = {"lt": operator.lt, "add": operator.add, "select_n": lambda which, *cases: cases[int(which)]}
 

@@ -35,8 +35,6 @@ from lorsum.jax._tracing import OtherUse, Product, TracedFactor, TracedProgram, 
 from lorsum.lowrank import LowRank
 from lorsum.typing import Array
 
-__all__ = ["grad", "value_and_grad"]
-
 Form: TypeAlias = Literal["auto", "pairs", "dense"]
 """Of an adapter's gradient: what is smaller, a pair, or a matrix."""
 

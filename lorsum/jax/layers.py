@@ -20,8 +20,6 @@ from lorsum.jax.products import lora, lora_conv
 from lorsum.lowrank import LowRank
 from lorsum.typing import Array
 
-__all__ = ["LoRAConv2d", "LoRALinear", "add_lora", "partition"]
-
 _BASES = (eqx.nn.Linear, eqx.nn.Conv2d)
 Base = TypeVar("Base", eqx.nn.Linear, eqx.nn.Conv2d)
 

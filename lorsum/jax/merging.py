@@ -12,8 +12,6 @@ from lorsum.jax.layers import LoRALayer, computes_as, is_adapted
 from lorsum.lowrank import LowRank
 from lorsum.typing import Array
 
-__all__ = ["merge", "merge_into"]
-
 
 def merge(model: PyTree) -> PyTree:
     """A model without adapters: each layer that has one is its base again, with the weight W₀ + s · W.

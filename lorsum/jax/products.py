@@ -19,8 +19,6 @@ from lorsum.jax._matrix_views import Convolution, Linear, MatrixView, over_stack
 from lorsum.lowrank import LowRank, LowRankSum
 from lorsum.typing import Array
 
-__all__ = ["lora", "lora_conv", "plain_product", "product_p"]
-
 product_p = Primitive("lora")
 
 Sizes: TypeAlias = int | Sequence[int]

@@ -17,16 +17,6 @@ from lorsum.optim.rule import Schedule, require_adapter_of_that_form, require_st
 from lorsum.optim.scaled import Scale
 from lorsum.typing import RNG, Factor, Scalar
 
-__all__ = [
-    "oplora",
-    "preconditioned_adamw",
-    "preconditioned_sgd",
-    "projected_oplora",
-    "scaled_oplora",
-    "svdlora",
-    "transformation",
-]
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 

@@ -15,8 +15,6 @@ from lorsum._arrays import computing_dtype
 from lorsum.jax._pytrees import PyTree, flat_gradients, is_low_rank
 from lorsum.typing import Array
 
-__all__ = ["apply_if_finite", "clip_by_global_norm", "global_norm", "labels", "multi_steps", "set_to_zero"]
-
 
 def global_norm(gradients: PyTree) -> Array:
     """The root of the sum of all gradients' squared Frobenius norms, that of a pair being the norm of the matrix SᵀX.
