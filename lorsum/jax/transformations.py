@@ -1,8 +1,9 @@
 """The update rules of :mod:`lorsum.optim` as gradient transformations of Optax."""
 
+import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal, TypedDict, TypeVar, Unpack
+from typing import Any, Literal, TypedDict, TypeVar, Unpack, cast
 
 import jax
 import jax.numpy as jnp
@@ -136,8 +137,17 @@ def _with_options_of(rule: Callable[..., optim.Rule]) -> Callable[[F], F]:
         own, options = inspect.signature(function), inspect.signature(rule).parameters
         named = {name: p for name, p in own.parameters.items() if p.kind is not p.VAR_KEYWORD}
         signature = own.replace(parameters=list({**options, **named}.values()))
-        function.__signature__ = signature  # type: ignore[attr-defined]
-        return function
+
+        @functools.wraps(function)
+        def called(*args: Any, **kwargs: Any) -> optax.GradientTransformation:
+            try:
+                signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{function.__name__}() {error}") from None
+            return function(*args, **kwargs)
+
+        called.__signature__ = signature  # type: ignore[attr-defined]
+        return cast(F, called)
 
     return shown
 

@@ -703,3 +703,9 @@ def test_masks_of_them_can_be_printed():
 def test_parts_have_names():
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(adapter(0, 9, 7) * 2.0)]
     assert paths == [".terms[0].U", ".terms[0].V", ".coefficients[0]"]
+
+
+@pytest.mark.parametrize("options", [{"rng": 0}, {"iters": 2}, {"learning_rate": 0.1}], ids=str)
+def test_options_that_the_rule_has_not_are_refused_by_the_name_of_the_function(options):
+    with pytest.raises(TypeError, match=rf"svdlora\(\) got an unexpected keyword argument '{next(iter(options))}'"):
+        lj.svdlora(0.1, **options)
