@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from killed_runs import resumed
 
 from analysis.experiments.records import read_records
 from analysis.studies.lenet5 import in_torch, network, study
@@ -122,21 +123,11 @@ def test_a_few_steps_lower_the_loss(few, method):
 
 @pytest.mark.parametrize("method", LEARNING_RATES)
 def test_a_run_that_was_killed_goes_on_bit_for_bit(few, tmp_path, monkeypatch, method):
-    config, keep = config_of(method, epochs=3), in_torch._save
+    config = config_of(method, epochs=3)
     whole = in_torch.run(config, checkpoints=tmp_path / "whole")
+    again = resumed(monkeypatch, in_torch, config, tmp_path / "killed")
 
-    def killed_in_the_second_epoch(path, model, optimizer, results):
-        if len(results["loss"]) == 2:
-            raise KeyboardInterrupt
-        keep(path, model, optimizer, results)
-
-    monkeypatch.setattr(in_torch, "_save", killed_in_the_second_epoch)
-    with pytest.raises(KeyboardInterrupt):
-        in_torch.run(config, checkpoints=tmp_path / "killed")
-    monkeypatch.setattr(in_torch, "_save", keep)
-    resumed = in_torch.run(config, checkpoints=tmp_path / "killed")
-
-    assert resumed["loss"] == whole["loss"] and resumed["accuracy"] == whole["accuracy"]
+    assert again["loss"] == whole["loss"] and again["accuracy"] == whole["accuracy"]
     (last,), (other,) = ((tmp_path / name).glob("*.pt") for name in ("whole", "killed"))
     for name, value in torch.load(last, weights_only=True)["model"].items():
         assert torch.equal(value, torch.load(other, weights_only=True)["model"][name])

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from killed_runs import resumed
 from torch.nn import functional as F
 
 import lorsum.jax
@@ -156,21 +157,11 @@ def test_a_few_steps_lower_the_loss(few):
 
 
 def test_a_run_that_was_killed_goes_on_bit_for_bit(few, tmp_path, monkeypatch):
-    config, keep = METHODS["OPLoRA ×1"], in_jax._save
+    config = METHODS["OPLoRA ×1"]
     whole = in_jax.run(config, checkpoints=tmp_path / "whole")
+    again = resumed(monkeypatch, in_jax, config, tmp_path / "killed")
 
-    def killed_in_the_second_epoch(path, trained, results):
-        if len(results["loss"]) == 2:
-            raise KeyboardInterrupt
-        keep(path, trained, results)
-
-    monkeypatch.setattr(in_jax, "_save", killed_in_the_second_epoch)
-    with pytest.raises(KeyboardInterrupt):
-        in_jax.run(config, checkpoints=tmp_path / "killed")
-    monkeypatch.setattr(in_jax, "_save", keep)
-    resumed = in_jax.run(config, checkpoints=tmp_path / "killed")
-
-    assert resumed["loss"] == whole["loss"] and resumed["accuracy"] == whole["accuracy"]
+    assert again["loss"] == whole["loss"] and again["accuracy"] == whole["accuracy"]
     (last,), (other,) = ((tmp_path / name).glob("*.npz") for name in ("whole", "killed"))
     with np.load(last) as last, np.load(other) as other:
         for name in set(last) - {"results"}:
